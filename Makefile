@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+# The commands of this repository. `make` alone lists them.
+
+EPISODES ?= 20
+# cpu or gpu: which ONNX Runtime to install, see requirements/runtime-*.txt.
+RUNTIME ?= cpu
+# Package index to take torch from, for another build than the default one (such as torch's own index of CPU builds).
+TORCH_INDEX ?=
+# Further options for pytest, such as PYTEST="-k safety".
+PYTEST ?=
+# The interpreter that makes the environment: the first of these that can run OTPR. `make PYTHON=...` names another.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
+	if $$python -c $(SUPPORTED) >/dev/null 2>&1; then command -v $$python; break; fi; done)
+
+SUPPORTED := 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'
+VENV := .venv
+BIN := $(VENV)/bin
+# One empty file per finished step. A step is done again when the files that it depends on are newer.
+DONE := $(VENV)/done
+SRC := ros2_ws/src
+CONSTRAINTS := requirements/constraints.txt
+# Conflicts are not reported because robosuite's wishes are ignored on purpose (requirements/sim-nodeps.txt).
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-warn-conflicts
+EDITABLE := $(PIP) --no-deps --no-build-isolation
+FAILED = { echo "make: '$@' failed: read the lines above, check the network and the free disk space, then run make again" >&2; exit 1; }
+
+# The ROS wheels mark an environment whose library path they have set; a mark inherited from another environment would be wrong here.
+unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow check format train-lift env env-sim env-trainer clean
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
+
+demo: env-sim  ## run the shipped policy on the simulated robot over ROS 2 (EPISODES=20); needs no torch
+	@$(BIN)/otpr demo policies/lift.onnx --episodes $(EPISODES) --out out/demo
+
+test: check  ## all checks and tests, what CI runs
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST)
+
+test-slow: env  ## the tests that take minutes
+	@$(BIN)/python -m pytest -m slow $(PYTEST)
+
+check: env  ## style, format, types, Dockerfile
+	@echo "== checking style, format, types and Dockerfile"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/hadolint Dockerfile
+
+format: env  ## put all files into the project's format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+train-lift: env-trainer  ## from no data to out/lift/lift.onnx: demonstrations, training, export, evaluation
+	$(BIN)/otpr demos collect --task lift --episodes 100 --out out/lift/demos --overwrite
+	$(BIN)/otpr train bc --task lift --demos out/lift/demos --out out/lift/run --overwrite
+	$(BIN)/otpr export out/lift/run --out out/lift/lift.onnx --overwrite
+	$(BIN)/otpr eval out/lift/lift.onnx --task lift --episodes 100
+
+env: env-trainer $(DONE)/dev  ## the whole environment, in .venv
+
+env-sim: $(DONE)/robot $(DONE)/sim $(DONE)/packages $(DONE)/otpr
+
+env-trainer: env-sim $(DONE)/trainer $(DONE)/packages-trainer
+
+clean:  ## remove the environment, builds and caches; out/ and runs/ stay
+	rm -rf $(VENV) ros2_ws/build ros2_ws/install ros2_ws/log .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(SRC)/*/build $(SRC)/*/*.egg-info sim/build sim/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DONE)/venv:
+	@if [ -z "$(PYTHON)" ]; then echo "make: no Python 3.10 to 3.13 found; install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; fi
+	@if ! $(PYTHON) -c $(SUPPORTED); then echo "make: $(PYTHON) is not Python 3.10 to 3.13; name another: make PYTHON=/path/to/python" >&2; exit 1; fi
+	@if ! $(PYTHON) -c 'import ensurepip, venv'; then \
+		echo "make: $(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; fi
+	@echo "== making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV) || $(FAILED)
+	@mkdir -p $(DONE) && touch $@
+
+# Each of these is ordered after the one that it builds on, so that `make -j` does not run two pips in one environment.
+
+$(DONE)/robot: requirements/robot.txt requirements/runtime-$(RUNTIME).txt requirements/ros.txt $(CONSTRAINTS) | $(DONE)/venv
+	@echo "== installing the robot's side: numpy, ONNX Runtime, ROS 2"
+	@$(PIP) -c $(CONSTRAINTS) -r requirements/robot.txt -r requirements/runtime-$(RUNTIME).txt -r requirements/ros.txt || $(FAILED)
+	@touch $@
+
+$(DONE)/sim: requirements/sim.txt requirements/sim-nodeps.txt $(CONSTRAINTS) | $(DONE)/robot
+	@echo "== installing the simulator: MuJoCo, robosuite"
+	@$(PIP) -c $(CONSTRAINTS) -r requirements/sim.txt || $(FAILED)
+	@$(PIP) -c $(CONSTRAINTS) --no-deps -r requirements/sim-nodeps.txt || $(FAILED)
+	@touch $@
+
+$(DONE)/packages: $(SRC)/otpr_policy/setup.py $(SRC)/otpr_operator/setup.py sim/setup.py | $(DONE)/sim
+	@echo "== installing our own packages, editable"
+	@$(EDITABLE) -e $(SRC)/otpr_policy -e $(SRC)/otpr_operator -e sim || $(FAILED)
+	@touch $@
+
+# Not editable: launch files and robot contracts are data, which an editable install leaves out.
+$(DONE)/otpr: $(SRC)/otpr/setup.py $(SRC)/otpr/package.xml $(wildcard launch/*.launch.py) $(wildcard $(SRC)/otpr/config/robots/*.yaml) | $(DONE)/packages
+	@echo "== installing launch files and robot contracts"
+	@$(EDITABLE) --force-reinstall ./$(SRC)/otpr || $(FAILED)
+	@touch $@
+
+$(DONE)/torch: requirements/torch.txt $(CONSTRAINTS) | $(DONE)/otpr
+	@echo "== installing torch (the largest download)"
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c $(CONSTRAINTS) -r requirements/torch.txt || $(FAILED)
+	@touch $@
+
+$(DONE)/trainer: requirements/trainer.txt $(CONSTRAINTS) | $(DONE)/torch
+	@echo "== installing the trainer"
+	@$(PIP) -c $(CONSTRAINTS) -r requirements/trainer.txt || $(FAILED)
+	@touch $@
+
+$(DONE)/packages-trainer: $(SRC)/otpr_trainer/setup.py | $(DONE)/trainer
+	@$(EDITABLE) -e $(SRC)/otpr_trainer || $(FAILED)
+	@touch $@
+
+$(DONE)/dev: requirements/dev.txt $(CONSTRAINTS) | $(DONE)/packages-trainer
+	@echo "== installing what tests and checks need"
+	@$(PIP) -c $(CONSTRAINTS) -r requirements/dev.txt || $(FAILED)
+	@touch $@

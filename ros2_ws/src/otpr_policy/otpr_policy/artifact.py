@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy file: one ONNX graph that carries its own manifest.
+
+The graph holds normaliser, denoising steps, clipping and de-normaliser; the manifest, JSON in the model's metadata,
+says what the numbers mean and what was proved of them. docs/artifact.md gives the format field by field.
+
+A file that came from elsewhere is checked before anything runs it. Parsing uses ``onnx`` on bytes in memory, which
+never follows a reference to another file.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from otpr_policy.errors import ArtifactError, SpecError
+from otpr_policy.spec import PolicySpec, is_number
+
+SCHEMA_VERSION = 1
+METADATA_KEY = "otpr.manifest"
+SIZE_LIMIT_BYTES = 512 * 2**20  # far above any policy that meets a control deadline; bounds what a hostile file costs us
+_STANDARD_DOMAINS = ("", "ai.onnx")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """The reverse process that is unrolled in the graph."""
+
+    sampler: str  # "ddpm" or "ddim"
+    steps: int  # denoising steps in the graph
+    train_steps: int  # length of the schedule it was trained with
+    eta: float  # DDIM's share of noise, 1 for DDPM
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the policy comes from."""
+
+    algorithm: str
+    task: str
+    seed: int
+    demos_sha256: str
+    git_commit: str
+    created: str  # ISO 8601, UTC
+    otpr_version: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How closely the graph computes what was trained, on random inputs."""
+
+    inputs: int  # how many random inputs
+    tolerance: float  # largest error that export accepts
+    step_errors: tuple[float, ...]  # per denoising step, as a fraction of the normalised range
+    end_to_end_error: float  # of the actions, as a fraction of each action's range
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Success of the trained network and of this graph on the same episodes with the same noise."""
+
+    episodes: int
+    seed: int
+    horizon: int  # control steps after which an episode counts as failed
+    success_rule: str
+    torch_successes: int
+    artifact_successes: int
+    disagreements: int  # episodes in which the two differ
+
+    def __post_init__(self) -> None:
+        counts = (self.torch_successes, self.artifact_successes, self.disagreements)
+        if self.episodes < 1 or not all(0 <= count <= self.episodes for count in counts):
+            raise ArtifactError(f"evaluation of {self.episodes} episodes cannot have counts {', '.join(map(str, counts))}")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything the runtime and a reader must know about a policy file."""
+
+    policy: PolicySpec
+    noise_shape: tuple[int, ...]
+    denoising: Denoising
+    provenance: Provenance
+    parity: Parity
+    evaluation: Evaluation
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as stored in the file."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "policy": self.policy.to_json(),
+            "noise_shape": list(self.noise_shape),
+            "denoising": asdict(self.denoising),
+            "provenance": asdict(self.provenance),
+            "parity": asdict(self.parity),
+            "evaluation": asdict(self.evaluation),
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> "Manifest":
+        """Parses :meth:`to_json`'s form. Raises ArtifactError naming the key that is wrong."""
+        if not isinstance(data, dict):
+            raise ArtifactError("the manifest is not a JSON object")
+        version = data.get("schema_version")
+        if type(version) is not int or version != SCHEMA_VERSION:  # True and 1.0 equal 1
+            raise ArtifactError(f"manifest schema version {version!r}; this runtime reads version {SCHEMA_VERSION}")
+        sections = {"schema_version", *(field.name for field in fields(cls))}
+        if set(data) != sections:
+            raise ArtifactError(f"manifest keys are {', '.join(sorted(data))}; expected {', '.join(sorted(sections))}")
+        try:
+            policy = PolicySpec.from_json(data["policy"])
+        except SpecError as error:
+            raise ArtifactError(f"manifest policy: {error}") from error
+        shape = data["noise_shape"]
+        if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
+            raise ArtifactError(f"manifest noise_shape {shape!r} is not a list of positive whole numbers")
+        return cls(
+            policy,
+            tuple(shape),
+            _record(Denoising, data["denoising"]),
+            _record(Provenance, data["provenance"]),
+            _record(Parity, data["parity"]),
+            _record(Evaluation, data["evaluation"]),
+        )
+
+
+@dataclass(frozen=True)
+class PolicyArtifact:
+    """A checked policy file. ``sha256`` of ``content`` is its identity, published by the node and written into recordings."""
+
+    content: bytes
+    sha256: str
+    manifest: Manifest
+
+
+def embed(model: onnx.ModelProto, manifest: Manifest) -> bytes:
+    """The file's content: ``model`` with ``manifest`` in its metadata, checked as :func:`load` will check it."""
+    stamped = onnx.ModelProto()
+    stamped.CopyFrom(model)
+    del stamped.metadata_props[:]  # exporters leave build paths there
+    onnx.helper.set_model_props(stamped, {METADATA_KEY: json.dumps(manifest.to_json())})
+    content = bytes(stamped.SerializeToString())
+    parse(content)
+    return content
+
+
+def load(path: Path) -> PolicyArtifact:
+    """Reads and checks a policy file.
+
+    Raises:
+        ArtifactError: there is no such file, or it is too large, truncated, not ONNX, refers to external data, uses
+            custom operators, holds non-finite constants, has no manifest, one of another version, or one that
+            disagrees with the graph.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(SIZE_LIMIT_BYTES + 1)  # a device file states no size
+    except OSError as error:
+        raise ArtifactError(f"cannot read policy {path}: {error.strerror}") from error
+    if len(content) > SIZE_LIMIT_BYTES:
+        raise ArtifactError(f"{path} is too large; the limit is {SIZE_LIMIT_BYTES} bytes")
+    try:
+        return parse(content)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def parse(content: bytes) -> PolicyArtifact:
+    """Checks a policy file's content; see :func:`load` for what it refuses."""
+    model = check_model(content)
+    manifest = _read_manifest(model)
+    _check_signature(model, manifest)
+    return PolicyArtifact(content, sha256(content).hexdigest(), manifest)
+
+
+def check_model(content: bytes) -> onnx.ModelProto:
+    """Parses ONNX and refuses what no policy needs. Raises ArtifactError; knows nothing of manifests."""
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except Exception as error:  # protobuf's DecodeError class differs between its implementations
+        raise ArtifactError("not an ONNX file, or truncated") from error
+    if not model.graph.node or not model.graph.output:
+        raise ArtifactError("not an ONNX file: it has no graph")
+    if model.functions or model.training_info:
+        raise ArtifactError("the model defines functions or training steps; a policy is one flat graph")
+    for node in model.graph.node:
+        if node.domain not in _STANDARD_DOMAINS:
+            raise ArtifactError(f"operator {node.op_type!r} of domain {node.domain!r}; only standard ONNX operators are run")
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            raise ArtifactError(f"operator {node.op_type!r} holds a subgraph; a policy is one flat graph without loops or branches")
+        if not all(np.isfinite([attribute.f, *attribute.floats]).all() for attribute in node.attribute):
+            raise ArtifactError(f"operator {node.op_type!r} holds a number that is not finite")
+    for tensor in _constants(model.graph):
+        _check_constant(tensor)
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # ValidationError, but UnicodeDecodeError where the message quotes a damaged name
+        raise ArtifactError(f"not a valid ONNX graph: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    if graph.sparse_initializer:
+        raise ArtifactError("sparse weights are not supported")
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                raise ArtifactError("sparse weights are not supported")
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _check_constant(tensor: onnx.TensorProto) -> None:
+    name = tensor.name or "a constant"
+    if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise ArtifactError(f"{name} lies in another file; a policy is one file with its weights inside")
+    try:
+        values = numpy_helper.to_array(tensor)
+    except Exception as error:  # onnx raises several kinds for a size that does not match its data
+        raise ArtifactError(f"{name} cannot be read: {error}") from error
+    if values.dtype != object and not np.isfinite(values).all():  # object is text
+        raise ArtifactError(f"{name} holds a number that is not finite")
+
+
+def _read_manifest(model: onnx.ModelProto) -> Manifest:
+    entries = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
+    if len(entries) != 1:
+        raise ArtifactError(f"the file has {len(entries)} {METADATA_KEY!r} entries, an OTPR policy has one; make one with 'otpr export'")
+    try:
+        data = json.loads(entries[0], parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"the manifest is not JSON: {error}") from error
+    return Manifest.from_json(data)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def _record(kind: type[_T], data: Any) -> _T:
+    """Builds a flat manifest section, refusing unknown, missing and mistyped keys."""
+    section = kind.__name__.lower()
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(data, dict) or set(data) != set(kinds):
+        got = ", ".join(sorted(data)) if isinstance(data, dict) else repr(data)
+        raise ArtifactError(f"manifest {section} needs the keys {', '.join(sorted(kinds))}; got {got}")
+    values: dict[str, Any] = {}
+    for key, expected in kinds.items():
+        value = data[key]
+        if expected == tuple[float, ...]:
+            valid = isinstance(value, list) and all(is_number(item) for item in value)
+            values[key] = tuple(value) if valid else None
+        elif expected is float:
+            valid = is_number(value)
+            values[key] = float(value) if valid else None
+        else:
+            valid = isinstance(value, expected) and not isinstance(value, bool)
+            values[key] = value
+        if not valid:
+            raise ArtifactError(f"manifest {section}.{key}: {value!r} is not of the expected type")
+    return kind(**values)
+
+
+def _check_signature(model: onnx.ModelProto, manifest: Manifest) -> None:
+    policy = manifest.policy
+    expected_inputs = {
+        "observation": [1, policy.observation_horizon, policy.observation.size],
+        "noise": [1, *manifest.noise_shape],
+    }
+    expected_outputs = {"action": [1, policy.chunk_length, policy.action.size]}
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    for side, values, expected in (("inputs", inputs, expected_inputs), ("outputs", list(model.graph.output), expected_outputs)):
+        found = {value.name: _shape(value) for value in values}
+        if found != expected:
+            raise ArtifactError(f"graph {side} are {found}, but the manifest says {expected}")
+        for value in values:
+            if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+                raise ArtifactError(f"graph {side}: {value.name} is not float32")
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    dimensions = value.type.tensor_type.shape.dim
+    return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dimensions]

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Receding-horizon execution of action chunks: infer Ta actions, carry out the first few, infer again.
+
+Evaluation in simulation and the control loop on the robot both use this class; a policy that is judged with one
+timing and deployed with another is judged wrongly.
+"""
+
+from collections import deque
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otpr_policy.spec import Array, PolicySpec
+
+
+class ChunkPolicy(Protocol):
+    """Anything that turns observations and noise into a chunk of actions: a network in training, an artifact on the robot."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What it reads and writes."""
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the standard normal numbers that one inference consumes."""
+
+    def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
+        """Observations (To, Do) and noise (noise_shape) to actions (Ta, Da), in physical units."""
+
+
+def episode_rng(seed: int, episode: int) -> np.random.Generator:
+    """The noise of one episode. Evaluation and node draw from the same stream, so that they can be compared step by step."""
+    return np.random.default_rng(np.random.SeedSequence((seed, episode), spawn_key=(1,)))
+
+
+class RecedingHorizon:
+    """Stacks the last To observations, infers when a chunk is used up, and hands out one action per control step."""
+
+    def __init__(self, policy: ChunkPolicy) -> None:
+        self._policy = policy
+        self._history: deque[Array] = deque(maxlen=policy.spec.observation_horizon)
+        self._chunk: Array = np.empty((0, policy.spec.action.size))
+        self._next = 0
+        self._rng: np.random.Generator | None = None
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Forgets history and chunk; noise comes from ``rng`` from here on."""
+        self._history.clear()
+        self._rng = rng
+        self.abandon_chunk()
+
+    def abandon_chunk(self) -> None:
+        """Makes the next call infer anew, for instance after a hold during which the world went on without us."""
+        self._chunk = self._chunk[:0]
+        self._next = 0
+
+    @property
+    def inference_due(self) -> bool:
+        """Whether the next call of :meth:`act` runs the network."""
+        return self._next >= min(len(self._chunk), self._policy.spec.executed_length)
+
+    def act(self, observation: Array) -> Array:
+        """The action (Da,) for this control step, given its observation (Do,).
+
+        The first step of an episode has no past: its history is the first observation repeated, as in training.
+        """
+        if self._rng is None:
+            raise RuntimeError("reset() comes before act()")
+        if not self._history:
+            self._history.extend([observation] * (self._policy.spec.observation_horizon - 1))
+        self._history.append(observation)
+        if self.inference_due:
+            noise = self._rng.standard_normal(self._policy.noise_shape)
+            self._chunk = self._policy.infer(np.stack(self._history), noise)
+            self._next = 0
+        action: Array = self._chunk[self._next]
+        self._next += 1
+        return action

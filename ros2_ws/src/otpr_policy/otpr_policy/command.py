@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a policy's action to what a Cartesian controller is told.
+
+Policies act relative to where the hand is (delta actions); controllers want an absolute pose. The conversion uses the
+newest measurement at the tick, so that the twin and a real controller see the same message. Training rollouts and the
+node call this one function, which is what makes them agree to the last bit.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from otpr_policy.rotation import columns_to_matrix, matrix_to_quaternion, rotation_vector_to_matrix
+from otpr_policy.spec import Array
+
+
+@dataclass(frozen=True)
+class CartesianTarget:
+    """Where hand and fingers shall go, in the frame of the measurement it was made from.
+
+    Args:
+        position: (3,) [m].
+        quaternion: (4,) x, y, z, w.
+        gripper_position: finger joint position [m].
+    """
+
+    position: Array
+    quaternion: Array
+    gripper_position: float
+
+
+def delta_to_target(observation: Mapping[str, Array], action: Mapping[str, Array]) -> CartesianTarget:
+    """The absolute target of a delta action.
+
+    Args:
+        observation: has ``ee_position`` (3,) [m] and ``ee_rotation`` (6,), the first two columns of the hand's rotation.
+        action: has ``ee_position_delta`` (3,) [m], ``ee_rotation_delta`` (3,) [rad], a rotation vector applied in the
+            fixed frame after the present rotation, and ``gripper_position`` (1,) [m].
+    """
+    rotation = rotation_vector_to_matrix(action["ee_rotation_delta"]) @ columns_to_matrix(observation["ee_rotation"])
+    return CartesianTarget(
+        position=np.asarray(observation["ee_position"] + action["ee_position_delta"]),
+        quaternion=matrix_to_quaternion(rotation),
+        gripper_position=float(action["gripper_position"][0]),
+    )

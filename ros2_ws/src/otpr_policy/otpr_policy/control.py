@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control loop without threads, clocks or messages: one call per tick, time as an argument.
+
+    newest observation -> range check -> action due now -> bounds -> target -> workspace -> command
+
+Anything that fails on the way is a reason to hold. While the robot holds, nothing is published: a position controller
+keeps its last target, and the consumer's own time-out does the rest. docs/safety.md has every state and transition.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from otpr_policy.chunk import ChunkPolicy, RecedingHorizon
+from otpr_policy.command import CartesianTarget, delta_to_target
+from otpr_policy.health import Counters
+from otpr_policy.observation import Missing, Observation, ObservationBuffer
+from otpr_policy.safety import Band, Limits, check_observation, filter_action, filter_target
+
+
+class State(Enum):
+    """Whether the robot may move."""
+
+    READY = "READY"  # able to move, not allowed to
+    ENGAGED = "ENGAGED"  # moves
+    HOLD = "HOLD"  # allowed to move, but something is wrong that may pass by itself
+    STOPPED = "STOPPED"  # something was wrong for too long; a person has to reset
+
+
+@dataclass(frozen=True)
+class Command:
+    """What goes out: the target and the stamp of the observation that it answers."""
+
+    target: CartesianTarget
+    stamp_ns: int
+
+
+class ControlLoop:
+    """Decides, tick by tick, what the robot is told.
+
+    Not thread-safe: the node calls it under one lock, except that ``counters`` may be read from anywhere.
+    """
+
+    def __init__(self, policy: ChunkPolicy, buffer: ObservationBuffer, limits: Limits, stop_after_s: float) -> None:
+        """Args:
+        policy: what turns observations into actions.
+        buffer: where the samples arrive.
+        limits: the robot's.
+        stop_after_s: how long a hold may last before it becomes a stop that a person has to reset.
+        """
+        self._spec = policy.spec
+        self._horizon = RecedingHorizon(policy)
+        self._buffer = buffer
+        self._limits = limits
+        # Counted in ticks: neither a jump of the data's clock nor a pause of the simulation can shorten or stretch it.
+        self._stop_after_ticks = max(1, round(stop_after_s * policy.spec.control_rate_hz))
+        self._held_ticks = 0
+        self.state = State.READY
+        self.reason = "not engaged"
+        self.counters = Counters()
+
+    def engage(self, now_ns: int, rng: np.random.Generator) -> str | None:
+        """Lets the robot move. Returns None, or why not: stopped, already engaged, or no usable observation."""
+        if self.state is State.STOPPED:
+            return f"stopped: {self.reason}; call reset first"
+        if self.state is not State.READY:
+            return "already engaged"
+        observation = self._usable_observation(now_ns)
+        if isinstance(observation, Missing):
+            return observation.reason
+        self._horizon.reset(rng)
+        self._enter(State.ENGAGED, "")
+        return None
+
+    def disengage(self, reason: str = "not engaged") -> None:
+        """Takes the permission to move away. A stop stays a stop."""
+        if self.state is not State.STOPPED:
+            self._enter(State.READY, reason)
+
+    def stop(self, reason: str) -> None:
+        """Stops until a person resets."""
+        self._enter(State.STOPPED, reason)
+
+    def reset(self) -> None:
+        """Clears a stop. The robot stays still until it is engaged again."""
+        self._enter(State.READY, "not engaged")
+
+    def tick(self, now_ns: int) -> Command | None:
+        """One control step at ``now_ns`` on the data's clock: the command to send, or None when the robot holds."""
+        self.counters.ticks += 1
+        if self.state in (State.READY, State.STOPPED):
+            return None
+        observation = self._usable_observation(now_ns)
+        if isinstance(observation, Missing):
+            self._hold(observation.reason)
+            return None
+        target = self._decide(observation)
+        if isinstance(target, Missing):
+            self._hold(target.reason)
+            return None
+        self._enter(State.ENGAGED, "")
+        self.counters.commands += 1
+        return Command(target, observation.stamp_ns)
+
+    def _usable_observation(self, now_ns: int) -> Observation | Missing:
+        observation = self._buffer.observe(now_ns)
+        if isinstance(observation, Missing):
+            return observation
+        problem = check_observation(self._spec.observation, self._spec.observation.flatten(observation.values), self._limits)
+        return observation if problem is None else Missing(problem)
+
+    def _decide(self, observation: Observation) -> CartesianTarget | Missing:
+        self.counters.inferences += self._horizon.inference_due
+        action = self._horizon.act(self._spec.observation.flatten(observation.values))
+        bounded = filter_action(self._spec.action, action, self._limits)
+        if bounded.band is Band.REJECT:
+            self.counters.rejects += 1
+            return Missing(bounded.reason)
+        target = delta_to_target(observation.values, self._spec.action.split(bounded.vector))
+        allowed = filter_target(target, observation.values["ee_position"], observation.values["ee_rotation"], self._limits)
+        if allowed.band is Band.REJECT:
+            self.counters.rejects += 1
+            return Missing(allowed.reason)
+        self.counters.clamps += Band.CLAMP in (bounded.band, allowed.band)
+        return allowed.target
+
+    def _hold(self, reason: str) -> None:
+        self.counters.holds += 1
+        self._horizon.abandon_chunk()  # what was planned before the gap is no answer to the world after it
+        self._held_ticks = self._held_ticks + 1 if self.state is State.HOLD else 1
+        if self._held_ticks > self._stop_after_ticks:
+            self.stop(reason)
+        else:
+            self._enter(State.HOLD, reason)
+
+    def _enter(self, state: State, reason: str) -> None:
+        self.state = state
+        self.reason = reason

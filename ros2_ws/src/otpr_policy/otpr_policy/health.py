@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node tells of itself: counters and latencies."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otpr_policy.chunk import ChunkPolicy
+from otpr_policy.spec import Array, PolicySpec
+
+WINDOW = 20_000  # latencies kept, a quarter of an hour at 20 Hz; bounds the memory of a node that runs for weeks
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """A latency distribution [ms]."""
+
+    p50: float
+    p99: float
+    p999: float
+    max: float
+
+    @classmethod
+    def of(cls, seconds: Iterable[float]) -> "Percentiles | None":
+        """The distribution of durations given in seconds, or None of no durations."""
+        milliseconds = np.fromiter(seconds, dtype=np.float64) * 1e3
+        if milliseconds.size == 0:
+            return None
+        p50, p99, p999 = np.percentile(milliseconds, [50, 99, 99.9])
+        return cls(float(p50), float(p99), float(p999), float(milliseconds.max()))
+
+    def to_json(self) -> dict[str, float]:
+        """The keys that scripts rely on."""
+        return {"p50": self.p50, "p99": self.p99, "p999": self.p999, "max": self.max}
+
+
+@dataclass
+class Counters:
+    """What happened since the loop was made. Written by the control thread only; readers see each number whole."""
+
+    ticks: int = 0
+    commands: int = 0
+    inferences: int = 0
+    holds: int = 0
+    clamps: int = 0
+    rejects: int = 0
+    refused_messages: int = 0
+    deadline_misses: int = 0
+    skipped_ticks: int = 0
+
+
+class TimedPolicy:
+    """A policy that notes how long each inference takes. The clock is given, so that tests can hold it."""
+
+    def __init__(self, policy: ChunkPolicy, clock: Callable[[], float]) -> None:
+        self._policy = policy
+        self._clock = clock
+        self.durations_s: deque[float] = deque(maxlen=WINDOW)
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy reads and writes."""
+        return self._policy.spec
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of one inference's noise."""
+        return self._policy.noise_shape
+
+    def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
+        """Infers and notes the duration; see :class:`otpr_policy.chunk.ChunkPolicy`."""
+        start = self._clock()
+        action = self._policy.infer(observation, noise)
+        self.durations_s.append(self._clock() - start)
+        return action

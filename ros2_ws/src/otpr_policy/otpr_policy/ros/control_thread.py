@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the control loop ticks: at the policy's rate on the monotonic clock, or in lockstep with a simulation's observations."""
+
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from otpr_policy.health import Counters
+from otpr_policy.observation import ObservationBuffer
+
+
+class Pacing(Enum):
+    """What makes a tick."""
+
+    CLOCK = "clock"  # the monotonic clock at the policy's control rate: for robots, and the twin in real time
+    OBSERVATION = "observation"  # a complete observation one control period newer: for a simulation that waits for its commands
+
+
+class ControlThread:
+    """Calls ``tick(now_ns)`` from its own thread until it is closed. ``now_ns`` is on the clock of the data."""
+
+    def __init__(
+        self,
+        tick: Callable[[int], None],
+        *,
+        pacing: Pacing,
+        period_s: float,
+        data_clock_ns: Callable[[], int],
+        buffer: ObservationBuffer,
+        counters: Counters,
+    ) -> None:
+        self._tick = tick
+        self._period_s = period_s
+        self._period_ns = round(period_s * 1e9)
+        self._data_clock_ns = data_clock_ns
+        self._buffer = buffer
+        self._counters = counters
+        self._pacing = pacing
+        self._closed = False
+        self._last_ns: int | None = None  # the observation that the last tick in lockstep answered
+        self._wake = threading.Condition()
+        run = self._run_on_clock if pacing is Pacing.CLOCK else self._run_on_observations
+        self._thread = threading.Thread(target=run, name="otpr-control", daemon=True)
+        self._thread.start()
+
+    def sample_arrived(self) -> None:
+        """Lets a loop in lockstep look again. Called from message callbacks."""
+        if self._pacing is Pacing.OBSERVATION:
+            with self._wake:
+                self._wake.notify()
+
+    def answer_again(self) -> None:
+        """Makes a loop in lockstep tick on the observation at hand, which it let pass while it was not engaged."""
+        with self._wake:
+            self._last_ns = None
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Ends the thread and waits for it; a tick that runs is finished first."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _run_on_clock(self) -> None:
+        next_tick = time.monotonic()
+        while self._wait_until(next_tick):
+            self._tick(self._data_clock_ns())
+            deadline = next_tick + self._period_s
+            late_s = time.monotonic() - deadline
+            if late_s > 0:
+                self._counters.deadline_misses += 1
+                skipped = int(late_s / self._period_s)  # ticks whose whole time has passed are not made up for in a burst
+                self._counters.skipped_ticks += skipped
+                deadline += skipped * self._period_s
+            next_tick = deadline
+
+    def _run_on_observations(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._closed or self._unanswered())
+                if self._closed:
+                    return
+                complete_ns = self._last_ns = self._buffer.complete_until_ns
+            if complete_ns is not None:
+                self._tick(complete_ns)
+
+    def _unanswered(self) -> bool:
+        complete_ns = self._buffer.complete_until_ns
+        return complete_ns is not None and (self._last_ns is None or complete_ns - self._last_ns >= self._period_ns)
+
+    def _wait_until(self, instant: float) -> bool:
+        """Sleeps until ``instant`` on the monotonic clock; False when the thread shall end."""
+        with self._wake:
+            while not self._closed:
+                remaining = instant - time.monotonic()
+                if remaining <= 0:
+                    return True
+                self._wake.wait(remaining)
+        return False

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The health record as a diagnostics message."""
+
+from dataclasses import asdict
+
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from otpr_policy.control import State
+from otpr_policy.health import Counters, Percentiles
+
+_LEVELS = {
+    State.READY: DiagnosticStatus.OK,
+    State.ENGAGED: DiagnosticStatus.OK,
+    State.HOLD: DiagnosticStatus.WARN,
+    State.STOPPED: DiagnosticStatus.ERROR,
+}
+
+
+def diagnostics(
+    node_name: str,
+    stamp: Time,
+    state: State,
+    reason: str,
+    counters: Counters,
+    inference: Percentiles | None,
+    facts: dict[str, str],
+) -> DiagnosticArray:
+    """One status with the state as its message, and every counter, latency [ms] and fact as a key."""
+    values = {key: str(value) for key, value in asdict(counters).items()}
+    if inference is not None:
+        values |= {f"inference_{key}_ms": f"{value:.4f}" for key, value in inference.to_json().items()}
+    status = DiagnosticStatus(
+        level=_LEVELS[state],
+        name=f"{node_name}: policy",
+        hardware_id=facts.get("robot", ""),
+        message=f"{state.value}: {reason}" if reason else state.value,
+        values=[KeyValue(key=key, value=value) for key, value in (values | facts).items()],
+    )
+    message = DiagnosticArray(status=[status])
+    message.header.stamp = stamp
+    return message

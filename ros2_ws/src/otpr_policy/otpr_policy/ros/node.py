@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy node: state topics in, commands out. It connects; what it connects decides (control.py).
+
+    configure    load, verify, warm up, subscribe            cleanup     undo that
+    activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
+    ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
+
+Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
+ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it.
+"""
+
+import gc
+import json
+import sys
+import threading
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from std_msgs.msg import Float64MultiArray, String
+from std_srvs.srv import SetBool, Trigger
+
+from otpr_policy.artifact import PolicyArtifact, load
+from otpr_policy.chunk import episode_rng
+from otpr_policy.contract import ObservationSource, RobotContract, load_contract
+from otpr_policy.control import ControlLoop, State
+from otpr_policy.errors import ContractError, OtprError, unknown
+from otpr_policy.health import Percentiles, TimedPolicy
+from otpr_policy.inference import OnnxPolicy
+from otpr_policy.observation import ObservationBuffer
+from otpr_policy.ros.control_thread import ControlThread, Pacing
+from otpr_policy.ros.diagnostics import diagnostics
+from otpr_policy.ros.messages import (
+    COMMAND_QOS,
+    LATCHED_QOS,
+    MESSAGE_CLASSES,
+    decode,
+    encode_gripper,
+    encode_pose,
+    stamp_to_ns,
+    subscription_qos,
+)
+from otpr_policy.ros.parameters import PolicyParameters, declare
+from otpr_policy.ros.process import run_node
+
+NODE_NAME = "policy_node"
+_DIAGNOSTICS_PERIOD_S = 1.0
+
+
+class PolicyNode(LifecycleNode):
+    """Runs one artifact on one robot. Every moving part is made in configure and undone in cleanup."""
+
+    def __init__(self, **options: Any) -> None:
+        """``options`` are rclpy's for a node, such as parameter overrides."""
+        super().__init__(NODE_NAME, **options)
+        self.parameters = declare(self, PolicyParameters)
+        self._lock = threading.Lock()
+        self._loop: ControlLoop | None = None
+        self._thread: ControlThread | None = None
+        self._entities: list[Any] = []  # what configure made, in order
+        self._published_state = ""
+        self._engagements = 0
+        self.failure = ""  # why the last transition failed
+
+    # Transitions
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Loads, verifies, warms up, subscribes. A mistake of the user's fails the transition with one line in the log."""
+        try:
+            self._configure()
+        except OtprError as error:
+            self.failure = str(error)
+            self.get_logger().error(f"cannot configure: {error}")
+            self._unconfigure()
+            return TransitionCallbackReturn.FAILURE
+        return super().on_configure(state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Starts ticking. The robot stays still until it is engaged."""
+        result = super().on_activate(state)
+        gc.collect()
+        gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
+        self._thread = ControlThread(
+            self._tick,
+            pacing=self._pacing,
+            period_s=self._artifact.manifest.policy.period_s,
+            data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
+            buffer=self._buffer,
+            counters=self._control.counters,
+        )
+        self.get_logger().info(f"ready: {self._describe()}; engage with ~/engage")
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Takes the permission to move away and stops ticking."""
+        self._stop_ticking("deactivated")
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Undoes configure."""
+        result = super().on_cleanup(state)
+        self._unconfigure()
+        return result
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stops from any state."""
+        self._stop_ticking("shut down")
+        result = super().on_shutdown(state)
+        self._unconfigure()
+        return result
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """After a transition raised: nothing of it stays, and the node can be configured again."""
+        self._stop_ticking("error")
+        self._unconfigure()
+        return TransitionCallbackReturn.SUCCESS
+
+    def close(self) -> None:
+        """Ends the control thread, before the context does."""
+        self._stop_ticking("shut down")
+
+    # Configure and back
+
+    def _configure(self) -> None:
+        if not self.parameters.policy or not self.parameters.robot:
+            raise ContractError("parameters 'policy' and 'robot' must be given")
+        self._pacing = _parse_pacing(self.parameters.pacing)
+        self._contract: RobotContract = load_contract(self.parameters.robot)
+        self._artifact: PolicyArtifact = load(Path(self.parameters.policy))
+        spec = self._artifact.manifest.policy
+        self._contract.check_serves(spec)
+        self._onnx = OnnxPolicy.from_artifact(self._artifact)
+        self._policy = TimedPolicy(self._onnx, time.perf_counter)
+        self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
+        self._control = ControlLoop(self._policy, self._buffer, self._contract.limits, self._contract.stop_after_s)
+        self._loop = self._control
+        self._subscribe()
+        self._advertise()
+
+    def _subscribe(self) -> None:
+        by_topic: dict[str, dict[str, ObservationSource]] = defaultdict(dict)
+        for name in self._artifact.manifest.policy.observation.names:
+            source = self._contract.observations[name]
+            by_topic[source.topic][name] = source
+        for topic, sources in by_topic.items():
+            kinds = {(source.type, source.reliability) for source in sources.values()}
+            if len(kinds) != 1:
+                raise ContractError(f"topic {topic} is given two types or reliabilities, by {', '.join(sources)}")
+            ((kind, reliability),) = kinds
+            callback = partial(self._on_message, sources)
+            self._keep(self.create_subscription(MESSAGE_CLASSES[kind], topic, callback, subscription_qos(reliability)))
+
+    def _advertise(self) -> None:
+        contract = self._contract
+        self._pose_publisher = self.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, COMMAND_QOS)
+        self._gripper_publisher = self.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, COMMAND_QOS)
+        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
+        self._state_publisher = self.create_publisher(String, "~/state", LATCHED_QOS)
+        self._identity_publisher = self.create_publisher(String, "~/artifact", LATCHED_QOS)
+        self._identity_publisher.publish(String(data=json.dumps(self._identity())))
+        self._keep(
+            self._pose_publisher,
+            self._gripper_publisher,
+            self._diagnostics_publisher,
+            self._state_publisher,
+            self._identity_publisher,
+            self.create_service(SetBool, "~/engage", self._on_engage),
+            self.create_service(Trigger, "~/reset", self._on_reset),
+            self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics),
+        )
+
+    def _unconfigure(self) -> None:
+        self._loop = None
+        destroy: dict[str, Callable[[Any], bool]] = {
+            "Subscription": self.destroy_subscription,
+            "Publisher": self.destroy_publisher,
+            "LifecyclePublisher": self.destroy_publisher,
+            "Service": self.destroy_service,
+            "Timer": self.destroy_timer,
+        }
+        while self._entities:
+            entity = self._entities.pop()
+            destroy[type(entity).__name__](entity)
+
+    def _keep(self, *entities: Any) -> None:
+        self._entities.extend(entities)
+
+    def _stop_ticking(self, reason: str) -> None:
+        if self._thread is not None:
+            self._thread.close()
+            self._thread = None
+        if self._loop is not None:
+            with self._lock:
+                self._loop.disengage(reason)
+            self._publish_state()
+
+    # Control thread
+
+    def _tick(self, now_ns: int) -> None:
+        try:
+            with self._lock:  # over publishing too: once a service has disengaged, nothing more is sent
+                command = self._control.tick(now_ns)
+                if command is not None:
+                    # Everything is encoded before anything is sent: a failure leaves nothing half-sent.
+                    pose = encode_pose(command.target, self._contract.pose_command.frame, command.stamp_ns)
+                    gripper = encode_gripper(command.target)
+                    self._gripper_publisher.publish(gripper)
+                    self._pose_publisher.publish(pose)
+            self._publish_state()
+        except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
+            with self._lock:
+                self._control.stop(f"internal error: {error!r}")
+            self.get_logger().error(f"stopped by an internal error:\n{traceback.format_exc()}")
+
+    # Callbacks
+
+    def _on_message(self, sources: dict[str, ObservationSource], message: Any) -> None:
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        for name, source in sources.items():
+            try:
+                refused = self._buffer.push(name, stamp_ns, decode(source, message))
+            except ValueError as error:
+                self._buffer.refuse(name, str(error))
+                refused = str(error)
+            if refused is not None:
+                self._control.counters.refused_messages += 1
+        if self._thread is not None:
+            self._thread.sample_arrived()
+
+    def _on_engage(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        if request.data:
+            refused = self._engage()
+        else:
+            refused = None
+            with self._lock:
+                self._control.disengage()
+        response.success = refused is None
+        response.message = refused or self._control.state.value
+        self._publish_state()
+        return response
+
+    def _engage(self) -> str | None:
+        if self._thread is None:
+            return "the node is not active"
+        for topic in (self._contract.pose_command.topic, self._contract.gripper_command.topic):
+            commanders = self.count_publishers(topic)
+            if commanders != 1:
+                return f"{commanders} nodes publish on {topic}; only one may command the robot"
+        with self._lock:
+            now_ns = self._data_time_ns()
+            refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
+        if refused is None:
+            self._engagements += 1
+            self._thread.answer_again()
+        return refused
+
+    def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        with self._lock:
+            self._control.reset()
+        response.success = True
+        response.message = self._control.state.value
+        self._publish_state()
+        return response
+
+    def _data_time_ns(self) -> int:
+        """Now on the clock that observations are stamped with; in lockstep time is where the observation is."""
+        if self._pacing is Pacing.OBSERVATION:
+            return self._buffer.complete_until_ns or 0
+        return int(self.get_clock().now().nanoseconds)
+
+    # Telling
+
+    def _publish_state(self) -> None:
+        state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
+        if state != self._published_state:
+            self._published_state = state
+            self._state_publisher.publish(String(data=state))
+            if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
+                self.get_logger().warning(state)
+            else:
+                self.get_logger().info(state)
+
+    def _publish_diagnostics(self) -> None:
+        facts = {"robot": self._contract.robot, "providers": ", ".join(self._onnx.providers), **self._identity()}
+        self._diagnostics_publisher.publish(
+            diagnostics(
+                self.get_fully_qualified_name(),
+                self.get_clock().now().to_msg(),
+                self._control.state,
+                self._control.reason,
+                self._control.counters,
+                Percentiles.of(list(self._policy.durations_s)),
+                facts,
+            )
+        )
+
+    def _identity(self) -> dict[str, str]:
+        provenance = self._artifact.manifest.provenance
+        return {"sha256": self._artifact.sha256, "task": provenance.task, "algorithm": provenance.algorithm}
+
+    def _describe(self) -> str:
+        manifest = self._artifact.manifest
+        return (
+            f"{manifest.provenance.algorithm} policy for {manifest.provenance.task} ({self._artifact.sha256[:12]}) on "
+            f"{self._contract.robot} at {manifest.policy.control_rate_hz:g} Hz, {self._onnx.providers[0]}"
+        )
+
+
+def _parse_pacing(text: str) -> Pacing:
+    try:
+        return Pacing(text)
+    except ValueError as error:
+        raise ContractError(unknown("pacing", text, [pacing.value for pacing in Pacing])) from error
+
+
+def make() -> PolicyNode:
+    """The node, and active if ``autostart`` says so. Raises ContractError when it cannot be."""
+    node = PolicyNode()
+    if node.parameters.autostart:
+        for transition in (node.trigger_configure, node.trigger_activate):
+            if transition() is not TransitionCallbackReturn.SUCCESS:
+                reason = node.failure or "a transition failed"
+                node.destroy_node()
+                raise ContractError(reason)
+    return node
+
+
+def main() -> int:
+    """The process of the policy node."""
+    return run_node(make)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

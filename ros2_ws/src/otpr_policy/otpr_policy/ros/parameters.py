@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ROS parameters from a frozen dataclass: one field, one declared, described, read-only parameter.
+
+``use_sim_time`` and QoS are ROS's own and stay out of here.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.exceptions import InvalidParameterTypeException, ParameterUninitializedException
+from rclpy.node import Node
+from rclpy.parameter import parameter_value_to_python
+
+from otpr_policy.errors import ContractError
+
+_T = TypeVar("_T")
+
+
+def parameter(default: Any, description: str) -> Any:
+    """A dataclass field that becomes a ROS parameter."""
+    return field(default=default, metadata={"description": description})
+
+
+def declare(node: Node, kind: type[_T]) -> _T:
+    """Declares every field of ``kind`` on ``node`` and returns the values given at start. Raises ContractError on a wrong type."""
+    values = {}
+    for entry in fields(kind):  # type: ignore[arg-type]
+        descriptor = ParameterDescriptor(description=entry.metadata["description"], read_only=True)
+        try:
+            declared = node.declare_parameter(entry.name, entry.default, descriptor)
+            values[entry.name] = parameter_value_to_python(declared.get_parameter_value())
+        except (InvalidParameterTypeException, ParameterUninitializedException) as error:
+            raise ContractError(f"parameter {entry.name}: expected {type(entry.default).__name__} ({error})") from error
+    return kind(**values)
+
+
+@dataclass(frozen=True)
+class PolicyParameters:
+    """Parameters of the policy node."""
+
+    policy: str = parameter("", "path of the policy artifact (.onnx)")
+    robot: str = parameter("", "name of an installed robot contract, or path of one (.yaml)")
+    autostart: bool = parameter(False, "configure and activate at start; engaging stays a call of its own")
+    pacing: str = parameter("clock", "what makes a control tick: 'clock' (the policy's rate) or 'observation' (lockstep with a simulation)")
+    noise_seed: int = parameter(0, "seed of the denoising noise; engagement i draws from the stream (seed, i)")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rotations as the robot's messages, the policy and the controller need them.
+
+Quaternions are (x, y, z, w) as in ROS messages. A policy reads orientation as the first two columns of the rotation
+matrix (Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks"): unlike a quaternion it
+has no sign that can flip between two messages of the same pose.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otpr_policy.spec import Array
+
+
+def quaternion_to_matrix(quaternion: NDArray[np.float64]) -> Array:
+    """Quaternion (4,), normalised here, to rotation matrix (3, 3). Raises ValueError on a zero or non-finite quaternion."""
+    quaternion = np.asarray(quaternion, dtype=np.float64)
+    norm = float(np.sqrt(quaternion @ quaternion))
+    if not np.isfinite(norm) or norm < 1e-6:
+        raise ValueError(f"not a rotation: quaternion {quaternion.tolist()}")
+    x, y, z, w = quaternion / norm
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def matrix_to_quaternion(matrix: NDArray[np.float64]) -> Array:
+    """Rotation matrix (3, 3) to unit quaternion (4,). Takes the largest of the four components as pivot, so it is stable everywhere."""
+    m = np.asarray(matrix, dtype=np.float64)
+    trace = m[0, 0] + m[1, 1] + m[2, 2]
+    squares = np.array([2 * m[0, 0] - trace, 2 * m[1, 1] - trace, 2 * m[2, 2] - trace, trace])  # 4q_i^2 - 1
+    pivot = int(np.argmax(squares))
+    if pivot == 3:
+        q = np.array([m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], 1 + trace])
+    else:
+        i, j, k = pivot, (pivot + 1) % 3, (pivot + 2) % 3
+        q = np.empty(4)
+        q[i] = 1 + squares[i]
+        q[j] = m[j, i] + m[i, j]
+        q[k] = m[k, i] + m[i, k]
+        q[3] = m[k, j] - m[j, k]
+    return q / np.sqrt(q @ q)
+
+
+def rotation_vector_to_matrix(vector: NDArray[np.float64]) -> Array:
+    """Axis times angle [rad] (3,) to rotation matrix (3, 3), by Rodrigues' formula."""
+    vector = np.asarray(vector, dtype=np.float64)
+    angle = float(np.sqrt(vector @ vector))
+    cross = np.array([[0, -vector[2], vector[1]], [vector[2], 0, -vector[0]], [-vector[1], vector[0], 0]])
+    if angle < 1e-6:  # second-order series; the closed form divides by the angle
+        return np.eye(3) + cross + 0.5 * cross @ cross
+    return np.eye(3) + np.sin(angle) / angle * cross + (1 - np.cos(angle)) / angle**2 * cross @ cross
+
+
+def matrix_to_columns(matrix: NDArray[np.float64]) -> Array:
+    """Rotation matrix (3, 3) to its first two columns, one after the other (6,)."""
+    return np.asarray(matrix, dtype=np.float64)[:, :2].T.reshape(6).copy()
+
+
+def columns_to_matrix(columns: NDArray[np.float64]) -> Array:
+    """First two columns (6,), orthonormalised here by Gram-Schmidt, to rotation matrix (3, 3)."""
+    first, second = np.asarray(columns, dtype=np.float64).reshape(2, 3)
+    first = first / np.sqrt(first @ first)
+    second = second - (first @ second) * first
+    second = second / np.sqrt(second @ second)
+    return np.stack([first, second, np.cross(first, second)], axis=1)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What may reach the robot. Three bands: inside a limit passes, a little outside is clamped, far outside is rejected.
+
+A clamp is counted, a reject holds the robot. Every comparison is written so that NaN falls into reject: ``np.clip``
+returns NaN for NaN, and Python's ``max(-1, min(1, nan))`` even turns it into a full-scale command.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from otpr_policy.command import CartesianTarget
+from otpr_policy.errors import ContractError
+from otpr_policy.rotation import columns_to_matrix, quaternion_to_matrix
+from otpr_policy.spec import Array, VectorSpec
+
+_UNIT_TOLERANCE = 1e-6  # of a quaternion's length; ours are exact to rounding
+
+
+class Band(Enum):
+    """How far inside or outside the limits a command was."""
+
+    PASS = "pass"
+    CLAMP = "clamp"
+    REJECT = "reject"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one robot, from its contract.
+
+    Args:
+        workspace_low, workspace_high: the box that target positions must lie in, (3,) [m], in the robot's frame.
+        workspace_margin_m: how far outside the box a target is still clamped onto it; beyond, it is rejected.
+        max_distance_m: farthest that a target may lie from the measured hand.
+        max_rotation_rad: largest angle between target and measured orientation.
+        action_margin: an action field may lie outside its range by this fraction of the range and be clamped.
+        observation_margin: an observation may lie outside its training range by this fraction of the range.
+        observation_floor: and in any case by this much, in the field's unit, for fields that hardly moved in training.
+
+    Raises:
+        ContractError: a limit is not finite, negative, or upside down.
+    """
+
+    workspace_low: tuple[float, float, float]
+    workspace_high: tuple[float, float, float]
+    workspace_margin_m: float
+    max_distance_m: float
+    max_rotation_rad: float
+    action_margin: float
+    observation_margin: float
+    observation_floor: float
+
+    def __post_init__(self) -> None:
+        for axis, low, high in zip("xyz", self.workspace_low, self.workspace_high, strict=True):
+            if not (np.isfinite(low) and np.isfinite(high) and low < high):
+                raise ContractError(f"limits: workspace {axis} [{low}, {high}] is not a finite range")
+        for name in ("max_distance_m", "max_rotation_rad"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ContractError(f"limits: {name} is {getattr(self, name)}, must be a finite number above 0")
+        for name in ("workspace_margin_m", "action_margin", "observation_margin", "observation_floor"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ContractError(f"limits: {name} is {getattr(self, name)}, must be a finite number of at least 0")
+
+
+@dataclass(frozen=True)
+class FilteredAction:
+    """An action vector (Da,) after its limits, and why it is not what it was."""
+
+    vector: Array
+    band: Band
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class FilteredTarget:
+    """A target after its limits, and why it is not what it was."""
+
+    target: CartesianTarget
+    band: Band
+    reason: str = ""
+
+
+def check_observation(spec: VectorSpec, vector: Array, limits: Limits) -> str | None:
+    """None when the vector (Do,) lies near enough to the training range, else the first component that does not.
+
+    A network answers any input, and clipping inside the graph makes even absurd input yield well-formed actions; only
+    a check before inference can tell.
+    """
+    slack = np.maximum(limits.observation_margin * (spec.high - spec.low), limits.observation_floor)
+    inside = (vector >= spec.low - slack) & (vector <= spec.high + slack)
+    if inside.all():
+        return None
+    index = int(np.argmin(inside))
+    return f"{spec.label(index)} = {vector[index]:.4g} is far outside the training range [{spec.low[index]:.4g}, {spec.high[index]:.4g}]"
+
+
+def filter_action(spec: VectorSpec, vector: Array, limits: Limits) -> FilteredAction:
+    """Holds an action vector (Da,) to the bounds of its fields. Inside them it comes back bit for bit."""
+    slack = limits.action_margin * (spec.high - spec.low)
+    tolerable = (vector >= spec.low - slack) & (vector <= spec.high + slack)
+    if not tolerable.all():
+        index = int(np.argmin(tolerable))
+        return FilteredAction(vector, Band.REJECT, f"{spec.label(index)} = {vector[index]:.4g} is far outside its bounds")
+    clamped = np.clip(vector, spec.low, spec.high)
+    changed = clamped != vector
+    if not changed.any():
+        return FilteredAction(vector, Band.PASS)
+    return FilteredAction(clamped, Band.CLAMP, f"{spec.label(int(np.argmax(changed)))} is outside its bounds")
+
+
+def filter_target(target: CartesianTarget, measured_position: Array, measured_rotation: Array, limits: Limits) -> FilteredTarget:
+    """Holds a target to the workspace and near the measured hand.
+
+    Args:
+        target: where hand and fingers shall go.
+        measured_position: of the hand, (3,) [m].
+        measured_rotation: first two columns of the hand's rotation, (6,).
+        limits: the robot's.
+    """
+    numbers = np.concatenate([target.position, target.quaternion, [target.gripper_position]])
+    if not np.isfinite(numbers).all():
+        return FilteredTarget(target, Band.REJECT, "the target is not finite")
+    if not abs(np.linalg.norm(target.quaternion) - 1) <= _UNIT_TOLERANCE:
+        return FilteredTarget(target, Band.REJECT, "the target's quaternion is not of unit length")
+    relative = quaternion_to_matrix(target.quaternion) @ columns_to_matrix(measured_rotation).T
+    angle = float(np.arccos(np.clip((np.trace(relative) - 1) / 2, -1, 1)))
+    if not angle <= limits.max_rotation_rad:
+        return FilteredTarget(target, Band.REJECT, f"the target is turned by {angle:.2f} rad, allowed are {limits.max_rotation_rad:.2f}")
+    low, high = np.array(limits.workspace_low), np.array(limits.workspace_high)
+    outside_m = float(np.max(np.maximum(low - target.position, target.position - high)))
+    if not outside_m <= limits.workspace_margin_m:
+        return FilteredTarget(target, Band.REJECT, f"the target lies {outside_m:.3f} m outside the workspace")
+    position = np.clip(target.position, low, high)
+    distance_m = float(np.linalg.norm(position - measured_position))
+    if not distance_m <= limits.max_distance_m:
+        return FilteredTarget(
+            target, Band.REJECT, f"the target lies {distance_m:.3f} m from the hand, allowed are {limits.max_distance_m:.3f}"
+        )
+    if outside_m > 0:
+        clamped = CartesianTarget(position, target.quaternion, target.gripper_position)
+        return FilteredTarget(clamped, Band.CLAMP, f"the target lay {outside_m:.3f} m outside the workspace")
+    return FilteredTarget(target, Band.PASS)

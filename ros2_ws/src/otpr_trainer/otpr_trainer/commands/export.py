@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``otpr export``: one ONNX file from a training run, with the proof that it computes what was trained."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from otpr_policy.cli import Command
+from otpr_policy.success import SuccessRate
+from otpr_trainer.evaluate import DEFAULT_SEED
+from otpr_trainer.workers import default_workers
+
+DEFAULT_STEPS = 5  # of DDIM: as successful as all 20 steps of DDPM on Lift, in a quarter of the time
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a training run; its newest checkpoint is exported")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="policy file to write, such as lift.onnx")
+    parser.add_argument("--sampler", default="ddim", help="ddim (any number of steps, deterministic) or ddpm (all steps)")
+    parser.add_argument("--steps", type=int, help=f"denoising steps in the file (default: {DEFAULT_STEPS} for ddim, all for ddpm)")
+    parser.add_argument("--episodes", type=int, default=50, help="paired episodes of torch and file")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of these episodes")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run(arguments: Namespace) -> int:
+    from otpr_trainer import run as runs
+    from otpr_trainer.export import export
+
+    run = runs.load(arguments.run)
+    steps = arguments.steps
+    if steps is None and arguments.sampler == "ddim":
+        steps = min(DEFAULT_STEPS, run.train_steps)
+    policy = export(
+        run,
+        arguments.out,
+        sampler=arguments.sampler,
+        steps=steps,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        workers=arguments.workers,
+        overwrite=arguments.overwrite,
+    )
+    manifest = policy.manifest
+    if arguments.json:
+        print(json.dumps({"artifact": str(arguments.out), "artifact_sha256": policy.sha256, "manifest": manifest.to_json()}))
+        return 0
+    parity, evaluation = manifest.parity, manifest.evaluation
+    rows = {
+        "policy": f"{arguments.out} ({len(policy.content) / 1024:.0f} KiB)",
+        "sha256": policy.sha256,
+        "denoising": f"{manifest.denoising.steps} steps of {manifest.denoising.sampler}, trained with {manifest.denoising.train_steps}",
+        "parity": f"{parity.end_to_end_error:.1e} of the action range end to end, {max(parity.step_errors):.1e} in the worst step; "
+        f"{parity.inputs} inputs, at most {parity.tolerance:.0e} is accepted",
+        "torch": str(SuccessRate(evaluation.torch_successes, evaluation.episodes)),
+        "file": f"{SuccessRate(evaluation.artifact_successes, evaluation.episodes)}; {evaluation.disagreements} episodes differ from torch",
+    }
+    print("\n".join(f"{name:<10} {value}" for name, value in rows.items()))
+    return 0
+
+
+COMMAND = Command("Export a training run as one ONNX policy file that proves itself.", _add_arguments, _run)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An algorithm's configuration: a frozen dataclass whose fields explain themselves to code and command line alike."""
+
+import argparse
+import dataclasses
+from typing import Any, TypeVar
+
+from otpr_policy.errors import RunError, unknown
+
+Config = TypeVar("Config")
+
+
+def setting(default: Any, reason: str) -> Any:
+    """A dataclass field with its default and one line that says what it is, its unit, and why this value."""
+    return dataclasses.field(default=default, metadata={"help": reason})
+
+
+def positive(config: Any, *names: str) -> None:
+    """Raises RunError when one of the named fields is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise RunError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
+    """One flag per field. A flag that is not given leaves no trace, so that :func:`given` knows what the user asked for."""
+    group = parser.add_argument_group(f"{kind.__module__.rsplit('.', 1)[-1]} settings")
+    for field in dataclasses.fields(kind):
+        reason = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
+        flag = f"--{field.name.replace('_', '-')}"
+        group.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS, metavar="X", help=reason)
+
+
+def given(arguments: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
+    """The settings that were on the command line."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def from_json(kind: type[Config], data: Any) -> Config:
+    """Parses ``dataclasses.asdict``'s form. Raises RunError on a key that is unknown or missing, or a value of another type."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(data, dict) or set(data) != set(fields):
+        wrong = sorted(set(data) ^ set(fields)) if isinstance(data, dict) else [repr(data)]
+        raise RunError(unknown("setting", ", ".join(wrong), fields))
+    for name, value in data.items():
+        if type(value) is not type(fields[name].default):
+            raise RunError(f"setting {name} must be a {type(fields[name].default).__name__}, got {value!r}")
+    return kind(**data)

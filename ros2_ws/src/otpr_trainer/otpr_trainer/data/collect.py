@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Collecting demonstrations from a scripted expert in simulation.
+
+Every attempt depends on its number alone, and attempts are taken in order, so the set is the same whatever the number of
+workers and however often collecting was interrupted.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from otpr_policy.errors import DemonstrationError, OutputError
+from otpr_policy.spec import Array
+from otpr_sim import registry
+from otpr_sim.env import TaskEnv, episode_seed
+from otpr_sim.experts import expert
+from otpr_trainer.data.demonstrations import Episode, Header, episode_path
+from otpr_trainer.workers import ordered_map
+
+SEED_OFFSET = 2**32
+"""Added to a collection's seed. Seeds that people pass are below it, so no evaluation ever starts where a demonstration did."""
+MAX_ATTEMPTS_PER_EPISODE = 10  # an expert that fails more often than this is broken, and we would try for ever
+
+STEPS_AFTER_SUCCESS = 8
+"""The expert goes on for this many steps after the first success. A window of Ta actions cannot start in an episode's last Ta - 1
+steps; without the tail, these are the steps that finish the task, and a policy that never saw them labelled stops just before."""
+
+Attempt = Callable[[int], Episode | None]
+
+
+@dataclass(frozen=True)
+class ScriptedAttempts:
+    """Builds, in a worker, what tries one numbered attempt and returns its episode, or None when it failed."""
+
+    task: str
+    seed: int
+    noise: float
+    speed: float
+
+    def __call__(self) -> Attempt:
+        env = registry.make(self.task)
+        return lambda attempt: self._attempt(env, attempt)
+
+    def _attempt(self, env: TaskEnv, attempt: int) -> Episode | None:
+        seed = self.seed + SEED_OFFSET
+        rng = np.random.default_rng(np.random.SeedSequence((seed, attempt), spawn_key=(1,)))
+        demonstrator = expert(self.task, rng, self.noise, self.speed)
+        observation = env.reset(episode_seed(seed, attempt))
+        observations, states = [env.spec.observation.flatten(observation)], [env.state()]
+        actions: list[Array] = []
+        rewards: list[float] = []
+        while sum(rewards) <= STEPS_AFTER_SUCCESS:
+            action = demonstrator.act(observation)
+            result = env.step(action)
+            if result.truncated:
+                return None
+            observation = result.observation
+            actions.append(action)
+            rewards.append(result.reward)
+            observations.append(env.spec.observation.flatten(observation))
+            states.append(env.state())
+        return Episode(attempt, np.stack(observations), np.stack(actions), np.stack(states), np.array(rewards))
+
+
+def new_header(task: str, episodes: int, seed: int, noise: float, speed: float) -> Header:
+    """Header of a scripted collection that is about to start. Raises TaskError on an unknown task or a bad option."""
+    spec = registry.spec(task)
+    expert(task, np.random.default_rng(0), noise, speed)  # its refusals, before any work
+    if episodes < 1 or not 0 <= seed < SEED_OFFSET:
+        raise DemonstrationError(f"episodes must be at least 1 and seed in 0..{SEED_OFFSET - 1}, got {episodes} and {seed}")
+    source: dict[str, float | str] = {"kind": "scripted", "noise": noise, "speed": speed}
+    return Header(task, spec.observation, spec.action, spec.control_rate_hz, source, seed, episodes)
+
+
+def collect(directory: Path, wanted: Header, build: Callable[[], Attempt], *, workers: int, overwrite: bool, resume: bool) -> Header:
+    """Tries attempts until the wanted number succeeded; shows progress.
+
+    Args:
+        directory: where the demonstrations go.
+        wanted: header of the finished set, with nothing attempted yet.
+        build: makes the function of an attempt's number, in each worker.
+        workers: processes.
+        overwrite: replace demonstrations that are there.
+        resume: go on with demonstrations that are there, which must be of the same collection.
+
+    Returns:
+        The finished header. On KeyboardInterrupt the directory is left as it is, ready for ``resume``.
+
+    Raises:
+        OutputError: ``directory`` exists and neither flag was given, or it is not a demonstration set.
+        DemonstrationError: resuming another collection, or nearly all attempts fail.
+    """
+    header = _start(Path(directory), wanted, overwrite, resume)
+    if header.complete:
+        return header
+    outcomes = ordered_map(build, count(header.attempts), workers)
+    try:
+        with tqdm(total=header.wanted, initial=header.kept, desc="demonstrations", unit="episode") as progress:
+            for episode in outcomes:
+                if episode is not None:
+                    episode.write(episode_path(directory, header.kept), header)
+                    progress.update()
+                header = header.counting(episode is not None)
+                header.write(directory)
+                progress.set_postfix(discarded=header.discarded)
+                if header.complete:
+                    break
+                if header.attempts >= MAX_ATTEMPTS_PER_EPISODE * header.wanted:
+                    raise DemonstrationError(f"only {header.kept} of {header.attempts} attempts succeeded; try less noise")
+    finally:
+        outcomes.close()  # type: ignore[attr-defined]  # a generator: ends the workers
+    return header
+
+
+def _start(directory: Path, wanted: Header, overwrite: bool, resume: bool) -> Header:
+    if resume:
+        found = Header.read(directory)
+        if replace(found, attempts=0, kept=0) != wanted:
+            raise DemonstrationError(f"{directory} is another collection (task, options, seed or episodes differ); resume it with its own options")
+        return found
+    if directory.exists() and any(directory.iterdir()):
+        if not overwrite:
+            raise OutputError(f"{directory} exists; choose another path, or pass --overwrite or --resume")
+        _remove(directory)
+    wanted.write(directory)
+    return wanted
+
+
+def _remove(directory: Path) -> None:
+    """Removes a demonstration set and nothing else: what does not look like one is not ours to delete."""
+    try:
+        Header.read(directory)
+    except DemonstrationError as error:
+        raise OutputError(f"{directory} is not a demonstration set, so it is not overwritten: {error}") from error
+    shutil.rmtree(directory)

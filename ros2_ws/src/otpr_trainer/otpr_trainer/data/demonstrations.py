@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Demonstrations on disk: ``demos.json`` says what they are, ``episodes/NNNNNN.npz`` hold one episode each.
+
+An episode file has, for T actions, ``observation.FIELD`` (T + 1, size) with the last row after the last action,
+``action.FIELD`` (T, size), ``state`` (T + 1, S; S = 0 where there is no simulator), ``reward`` (T,) and ``attempt`` ().
+Every file is written atomically and the header last, so a directory is valid after any crash.
+"""
+
+import json
+import zipfile
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otpr_policy.errors import DemonstrationError, SpecError
+from otpr_policy.files import atomic_path, write_text
+from otpr_policy.spec import Array, VectorSpec
+
+SCHEMA_VERSION = 1
+_HEADER = "demos.json"
+
+
+@dataclass(frozen=True)
+class Header:
+    """``demos.json``.
+
+    Args:
+        task: task name.
+        observation: fields of an observation, nominal ranges.
+        action: fields of an action, hard bounds.
+        control_rate_hz: actions per second.
+        source: who demonstrated, with the numbers that make it repeatable.
+        seed: of the collection.
+        wanted: episodes asked for.
+        attempts: episodes tried so far.
+        kept: successful ones among them, which are on disk.
+    """
+
+    task: str
+    observation: VectorSpec
+    action: VectorSpec
+    control_rate_hz: float
+    source: dict[str, float | str]
+    seed: int
+    wanted: int
+    attempts: int = 0
+    kept: int = 0
+
+    @property
+    def discarded(self) -> int:
+        """Attempts that failed the task."""
+        return self.attempts - self.kept
+
+    @property
+    def complete(self) -> bool:
+        """Whether all wanted episodes are there."""
+        return self.kept >= self.wanted
+
+    def counting(self, success: bool) -> "Header":
+        """The header after one more attempt."""
+        return replace(self, attempts=self.attempts + 1, kept=self.kept + int(success))
+
+    def write(self, directory: Path) -> None:
+        """Writes ``demos.json`` atomically. Raises OutputError."""
+        data = {
+            "schema_version": SCHEMA_VERSION,
+            **{key: value for key, value in asdict(self).items() if key not in ("observation", "action")},
+            "observation": self.observation.to_json(),
+            "action": self.action.to_json(),
+            "discarded": self.discarded,
+            "complete": self.complete,
+        }
+        write_text(directory / _HEADER, json.dumps(data, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> "Header":
+        """Reads ``demos.json``. Raises DemonstrationError naming the file and what is wrong with it."""
+        path = Path(directory) / _HEADER
+        try:
+            data = json.loads(path.read_text())
+        except OSError as error:
+            raise DemonstrationError(f"{directory} holds no demonstrations: cannot read {path.name} ({error.strerror})") from error
+        except ValueError as error:
+            raise DemonstrationError(f"{path} is not JSON: {error}") from error
+        version = data.pop("schema_version", None) if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise DemonstrationError(f"{path} has schema version {version!r}; this program reads version {SCHEMA_VERSION}")
+        derived = {key: data.pop(key, None) for key in ("discarded", "complete")}
+        try:
+            data.update({key: VectorSpec.from_json(data[key]) for key in ("observation", "action")})
+            header = cls(**data)
+            if min(header.wanted, header.attempts, header.kept, header.discarded, header.seed) < 0:
+                raise ValueError("a count is negative")
+        except (KeyError, TypeError, ValueError, SpecError) as error:
+            raise DemonstrationError(f"{path}: {error}") from error
+        if derived != {"discarded": header.discarded, "complete": header.complete}:
+            raise DemonstrationError(f"{path}: discarded and complete do not follow from wanted, attempts and kept")
+        return header
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One successful episode of T actions. ``observation``: (T + 1, Do), ``action``: (T, Da), ``state``: (T + 1, S), ``reward``: (T,)."""
+
+    attempt: int
+    observation: Array
+    action: Array
+    state: Array
+    reward: Array
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    def write(self, path: Path, header: Header) -> None:
+        """Writes the episode atomically. Raises OutputError."""
+        arrays = {f"observation.{name}": values for name, values in header.observation.split(self.observation).items()}
+        arrays |= {f"action.{name}": values for name, values in header.action.split(self.action).items()}
+        with atomic_path(path) as temporary:
+            np.savez(temporary, attempt=self.attempt, state=self.state, reward=self.reward, **arrays)
+
+    @classmethod
+    def read(cls, path: Path, header: Header) -> "Episode":
+        """Reads and checks an episode. Raises DemonstrationError naming the file and the field that is wrong."""
+        arrays = _read_arrays(path)
+        reward = _field(arrays, "reward", path, (None,))
+        steps = len(reward)
+        if steps == 0:
+            raise DemonstrationError(f"{path}: reward: the episode has no step")
+        observation = [_field(arrays, f"observation.{f.name}", path, (steps + 1, f.size)) for f in header.observation.fields]
+        action = [_field(arrays, f"action.{f.name}", path, (steps, f.size)) for f in header.action.fields]
+        state = _field(arrays, "state", path, (steps + 1, None))
+        attempt = _field(arrays, "attempt", path, ())
+        if arrays:
+            raise DemonstrationError(f"{path}: unknown fields {', '.join(sorted(arrays))}; the header does not list them")
+        episode = cls(int(attempt), np.concatenate(observation, axis=1), np.concatenate(action, axis=1), state, reward)
+        outside = (episode.action < header.action.low) | (episode.action > header.action.high)
+        if outside.any():
+            raise DemonstrationError(f"{path}: {header.action.label(int(np.argmax(outside.any(0))))} is beyond its bounds")
+        return episode
+
+
+@dataclass(frozen=True, eq=False)
+class Demonstrations:
+    """A checked demonstration set in memory."""
+
+    header: Header
+    episodes: tuple[Episode, ...] = field(repr=False)
+
+    @property
+    def transitions(self) -> int:
+        """Number of actions."""
+        return sum(map(len, self.episodes))
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the content: fields, rate and every number, whatever files they came in."""
+        digest = sha256()
+        header = self.header
+        identity = [header.task, header.observation.to_json(), header.action.to_json(), header.control_rate_hz]
+        digest.update(json.dumps(identity).encode())
+        for episode in self.episodes:
+            for array in (episode.observation, episode.action, episode.state, episode.reward):
+                digest.update(repr(array.shape).encode() + np.ascontiguousarray(array, dtype="<f8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def observation(self) -> VectorSpec:
+        """The observation's fields with the ranges that the demonstrations cover."""
+        values = np.concatenate([episode.observation for episode in self.episodes])
+        return self.header.observation.with_range(values.min(0), values.max(0))
+
+    @cached_property
+    def action(self) -> VectorSpec:
+        """The action's fields with the ranges that the demonstrations cover."""
+        values = np.concatenate([episode.action for episode in self.episodes])
+        return self.header.action.with_range(values.min(0), values.max(0))
+
+
+def episode_path(directory: Path, number: int) -> Path:
+    """Where episode ``number`` (from 0) lies."""
+    return Path(directory) / "episodes" / f"{number:06d}.npz"
+
+
+def load(directory: Path, task: str | None = None) -> Demonstrations:
+    """Loads and checks all episodes.
+
+    Args:
+        directory: what ``otpr demos collect`` wrote.
+        task: name that the demonstrations must be of, None for any.
+
+    Raises:
+        DemonstrationError: nothing there, another task, an incomplete set, or a file that is missing, damaged, of other
+            dimensions or not finite; the message names the file and field.
+    """
+    directory = Path(directory)
+    header = Header.read(directory)
+    if task is not None and header.task != task:
+        raise DemonstrationError(f"{directory} holds demonstrations of {header.task!r}, not {task!r}")
+    if not header.complete or header.kept == 0:
+        raise DemonstrationError(f"{directory} holds {header.kept} of {header.wanted} episodes; finish with 'otpr demos collect --resume'")
+    return Demonstrations(header, tuple(Episode.read(episode_path(directory, n), header) for n in range(header.kept)))
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DemonstrationError(f"{path} is missing or damaged: {error}") from error
+
+
+def _field(arrays: dict[str, NDArray[Any]], name: str, path: Path, shape: tuple[int | None, ...]) -> Array:
+    """Takes one array out of ``arrays``; None in ``shape`` fits any length."""
+    if name not in arrays:
+        raise DemonstrationError(f"{path}: field {name!r} is missing; there are {', '.join(sorted(arrays)) or 'none'}")
+    values = arrays.pop(name)
+    if not np.issubdtype(values.dtype, np.number) or np.issubdtype(values.dtype, np.complexfloating):
+        raise DemonstrationError(f"{path}: {name} holds {values.dtype}, not numbers")
+    if values.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, values.shape, strict=True)):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise DemonstrationError(f"{path}: {name} has shape {values.shape}, expected ({wanted})")
+    if not np.isfinite(values).all():
+        raise DemonstrationError(f"{path}: {name} holds a number that is not finite")
+    return values.astype(np.float64)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Success of a policy over seeded episodes, the same for a torch run and an artifact."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from otpr_policy.errors import TaskError
+from otpr_policy.success import SuccessRate
+from otpr_sim import registry
+from otpr_sim.env import TaskSpec
+from otpr_trainer.rollout import EpisodeResult, Episodes, check_fit, run_episodes
+from otpr_trainer.sources import PolicySource
+
+DEFAULT_SEED = 10_000  # training and tuning use small seeds; reported numbers come from episodes that neither has seen
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Outcome of every episode, in order, with what success meant."""
+
+    task: TaskSpec
+    seed: int
+    episodes: tuple[EpisodeResult, ...]
+
+    @property
+    def success(self) -> SuccessRate:
+        """Success rate with its interval."""
+        return SuccessRate(sum(episode.success for episode in self.episodes), len(self.episodes))
+
+    @property
+    def mean_steps(self) -> float:
+        """Mean control steps until success or the horizon."""
+        return sum(episode.steps for episode in self.episodes) / len(self.episodes)
+
+    def disagreements(self, other: "EvaluationResult") -> int:
+        """Episodes that one solved and the other did not. Both must be of the same seed, that is paired."""
+        assert self.seed == other.seed
+        pairs = zip(self.episodes, other.episodes, strict=True)
+        return sum(ours.success != theirs.success for ours, theirs in pairs)
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys that scripts rely on."""
+        return {
+            "task": self.task.name,
+            **self.success.to_json(),
+            "seed": self.seed,
+            "mean_steps": self.mean_steps,
+            "horizon": self.task.horizon,
+            "success_rule": self.task.success_rule,
+        }
+
+
+def evaluate(source: PolicySource, task: str, *, episodes: int, seed: int, workers: int, label: str = "evaluation") -> EvaluationResult:
+    """Runs ``episodes`` seeded episodes; two policies with the same seed meet the same scenes.
+
+    Raises:
+        TaskError: the task does not exist or does not fit the policy, or a number is out of range.
+    """
+    spec = registry.spec(task)
+    check_fit(source.spec, spec)
+    if episodes < 1 or seed < 0:
+        raise TaskError(f"episodes must be at least 1 and seed at least 0, got {episodes} and {seed}")
+    results: list[EpisodeResult] = []
+    with tqdm(total=episodes, desc=label, unit="episode") as progress:
+        for result in run_episodes(Episodes(source, task, seed), episodes, workers):
+            results.append(result)
+            progress.update()
+            progress.set_postfix(success=f"{sum(r.success for r in results)}/{len(results)}")
+    return EvaluationResult(spec, seed, tuple(results))

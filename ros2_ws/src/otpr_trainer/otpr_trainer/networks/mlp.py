@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The noise-predicting MLP for low-dimensional observations (after DPPO's DiffusionMLP, arXiv 2409.00588 app. D)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class DiffusionMLP(nn.Module):
+    """eps(x_k, k, condition): noisy chunk, time embedding and condition into one stack of equal Mish layers.
+
+    The first layer is a sum of three linear maps, which equals one map of the concatenation. Kept apart, the condition's term is
+    computed once per chain and the time's term is a constant per step, so that an exported chain folds both.
+
+    Args:
+        chunk_shape: (Ta, Da) of the chunk.
+        condition_size: length of the flat condition.
+        width: units of each hidden layer.
+        depth: number of hidden layers, at least 1.
+        time_size: length of the sinusoidal embedding of k, even.
+    """
+
+    def __init__(self, chunk_shape: tuple[int, int], condition_size: int, width: int, depth: int, time_size: int) -> None:
+        super().__init__()
+        size = chunk_shape[0] * chunk_shape[1]
+        self.chunk_shape = chunk_shape
+        self.time_size = time_size
+        self.time = nn.Sequential(nn.Linear(time_size, 2 * time_size), nn.Mish(), nn.Linear(2 * time_size, time_size))
+        self.from_chunk = nn.Linear(size, width)
+        self.from_time = nn.Linear(time_size, width, bias=False)
+        self.from_condition = nn.Linear(condition_size, width, bias=False)
+        hidden = [layer for _ in range(depth - 1) for layer in (nn.Linear(width, width), nn.Mish())]
+        self.trunk = nn.Sequential(nn.Mish(), *hidden, nn.Linear(width, size))
+
+    def forward(self, x_k: Tensor, k: Tensor, condition: Tensor) -> Tensor:
+        """Predicted noise (B, Ta, Da). x_k: (B, Ta, Da); k: (B,) integers; condition: (B, condition_size)."""
+        return self.denoise(x_k, self.condition_term(condition) + self.time_term(k))
+
+    def condition_term(self, condition: Tensor) -> Tensor:
+        """The condition's share of the first layer, (B, width)."""
+        term: Tensor = self.from_condition(condition)
+        return term
+
+    def time_term(self, k: Tensor) -> Tensor:
+        """The denoising step's share of the first layer, (B, width)."""
+        term: Tensor = self.from_time(self.time(sinusoid(k, self.time_size)))
+        return term
+
+    def denoise(self, x_k: Tensor, context: Tensor) -> Tensor:
+        """Predicted noise (B, Ta, Da), from the sum of the other two terms, ``context`` (B, width)."""
+        eps: Tensor = self.trunk(self.from_chunk(x_k.flatten(1)) + context)
+        return eps.reshape(-1, *self.chunk_shape)
+
+
+def sinusoid(k: Tensor, size: int) -> Tensor:
+    """Sin and cos of k at ``size`` / 2 geometric frequencies from 1 to 1/10000 (Vaswani et al. 2017), (B, size)."""
+    frequency = torch.exp(-math.log(10_000.0) * torch.arange(size // 2, device=k.device) / max(size // 2 - 1, 1))
+    angle = k[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The diffusion policy as torch computes it: normaliser, denoising network, schedule, and the chain that makes an action chunk."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from otpr_policy.errors import RunError, SpecError
+from otpr_policy.spec import Array, PolicySpec
+from otpr_trainer.diffusion import ReverseChain, cosine_schedule, reverse_chain
+from otpr_trainer.networks.mlp import DiffusionMLP
+from otpr_trainer.normalization import AffineLayer, AffineMap
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """What a policy must be built from before its weights can be loaded."""
+
+    spec: PolicySpec
+    train_steps: int  # K of the cosine schedule
+    width: int
+    depth: int
+    time_size: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for a run's config.json."""
+        sizes = {"train_steps": self.train_steps, "width": self.width, "depth": self.depth, "time_size": self.time_size}
+        return {"spec": self.spec.to_json(), **sizes}
+
+    @classmethod
+    def from_json(cls, data: Any) -> "PolicyConfig":
+        """Parses :meth:`to_json`'s form. Raises RunError naming what is wrong."""
+        try:
+            sizes = {key: int(data[key]) for key in ("train_steps", "width", "depth", "time_size")}
+            return cls(PolicySpec.from_json(data["spec"]), **sizes)
+        except (KeyError, TypeError, ValueError, SpecError) as error:
+            raise RunError(f"the run's policy description is not readable: {error}") from error
+
+
+class DiffusionPolicy(nn.Module):
+    """A conditional diffusion model of action chunks (Diffusion Policy, Chi et al. 2023, arXiv 2303.04137)."""
+
+    def __init__(self, config: PolicyConfig, observation: AffineMap | None = None, action: AffineMap | None = None) -> None:
+        """Builds the policy. Without maps they are the identity, to be replaced by loading weights."""
+        super().__init__()
+        spec = config.spec
+        self.config = config
+        self.schedule = cosine_schedule(config.train_steps)
+        self.observation = AffineLayer(observation or _identity(spec.observation.size))
+        self.action = AffineLayer(action or _identity(spec.action.size))
+        chunk_shape = (spec.chunk_length, spec.action.size)
+        condition_size = spec.observation_horizon * spec.observation.size
+        self.network = DiffusionMLP(chunk_shape, condition_size, config.width, config.depth, config.time_size)
+
+    def condition(self, observation: Tensor) -> Tensor:
+        """Observations in physical units (B, To, Do) to the network's condition (B, To * Do)."""
+        return self.observation.normalize(observation).flatten(1)
+
+    def chain(self, observation: Tensor, noise: Tensor, reverse: ReverseChain, std_floor: float = 0.0) -> list[Tensor]:
+        """Normalised chunks of each denoising step, start first, n + 1 tensors (B, Ta, Da); see :meth:`ReverseChain.sample`."""
+        condition = self.condition(observation)
+
+        def predict_noise(x_k: Tensor, k: int) -> Tensor:
+            eps: Tensor = self.network(x_k, torch.full((len(x_k),), k, device=x_k.device), condition)
+            return eps
+
+        return reverse.sample(predict_noise, noise, std_floor)
+
+    def physical_action(self, chunk: Tensor) -> Tensor:
+        """A normalised chunk (B, Ta, Da) to physical units, within the action's bounds."""
+        bounds = self.config.spec.action
+        low, high = (torch.as_tensor(end, dtype=chunk.dtype, device=chunk.device) for end in (bounds.low, bounds.high))
+        return self.action.denormalize(chunk).clamp(low, high)
+
+
+class TorchPolicy:
+    """A :class:`DiffusionPolicy` with a sampler chosen. Satisfies :class:`otpr_policy.chunk.ChunkPolicy`."""
+
+    def __init__(self, policy: DiffusionPolicy, reverse: ReverseChain) -> None:
+        self.policy = policy.eval()
+        self.reverse = reverse
+
+    @classmethod
+    def with_sampler(cls, policy: DiffusionPolicy, sampler: str, steps: int | None) -> "TorchPolicy":
+        """Chooses the sampler by name; see :func:`otpr_trainer.diffusion.reverse_chain` for errors."""
+        return cls(policy, reverse_chain(policy.schedule, sampler, steps))
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy reads and writes."""
+        return self.policy.config.spec
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """(draws, Ta, Da)."""
+        return self.reverse.noise_count(), self.spec.chunk_length, self.spec.action.size
+
+    @torch.no_grad()
+    def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
+        """Observations (To, Do) and noise (noise_shape) to actions (Ta, Da), in physical units."""
+        assert noise.shape == self.noise_shape and observation.shape == (self.spec.observation_horizon, self.spec.observation.size)
+        chain = self.policy.chain(_batch_of_one(observation), _batch_of_one(noise), self.reverse)
+        return self.policy.physical_action(chain[-1])[0].numpy().astype(np.float64)
+
+
+def _batch_of_one(values: NDArray[Any]) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float32)[None]
+
+
+def _identity(size: int) -> AffineMap:
+    return AffineMap(np.zeros(size), np.ones(size))

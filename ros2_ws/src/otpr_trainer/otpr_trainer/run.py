@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A training run's directory: ``config.json`` (all that defines the run), ``metrics.csv``, ``tensorboard/``, ``checkpoints/``."""
+
+import json
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from otpr_policy.errors import OutputError, RunError
+from otpr_policy.files import write_text
+from otpr_trainer import checkpoint
+from otpr_trainer.checkpoint import Checkpoint
+from otpr_trainer.policy import DiffusionPolicy, PolicyConfig
+
+KIND = "otpr training run"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """``config.json``: everything that the run follows from, written before the first iteration and never changed."""
+
+    algorithm: str
+    task: str
+    seed: int
+    settings: dict[str, Any]  # the algorithm's configuration, resolved
+    demos: str  # directory, as given
+    demos_sha256: str
+    policy: dict[str, Any]  # PolicyConfig.to_json()
+    git_commit: str
+    otpr_version: str
+    created: str  # ISO 8601, UTC
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk."""
+
+    directory: Path
+    config: RunConfig
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.directory / "checkpoints"
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """False when training was stopped before its first checkpoint."""
+        return checkpoint.exists(self.checkpoints)
+
+    @property
+    def train_steps(self) -> int:
+        """Diffusion steps of training."""
+        return PolicyConfig.from_json(self.config.policy).train_steps
+
+    def newest_checkpoint(self) -> Checkpoint:
+        """Raises RunError when there is none yet or it is damaged."""
+        return checkpoint.load(checkpoint.newest(self.checkpoints))
+
+    def policy(self) -> DiffusionPolicy:
+        """The policy to evaluate and export, of the newest checkpoint. Raises RunError."""
+        return build_policy(PolicyConfig.from_json(self.config.policy), self.newest_checkpoint().policy_tensors())
+
+
+def build_policy(config: PolicyConfig, tensors: dict[str, Any]) -> DiffusionPolicy:
+    """A policy with its weights. Raises RunError when they are of another network."""
+    policy = DiffusionPolicy(config)
+    try:
+        policy.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RunError(f"the weights do not fit the policy that config.json describes: {error}") from error
+    return policy.eval()
+
+
+def create(directory: Path, config: RunConfig, overwrite: bool) -> Run:
+    """Starts a run directory.
+
+    Raises:
+        OutputError: it exists and ``overwrite`` is false, it is not a run (never deleted then), or it cannot be written.
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if not overwrite:
+            raise OutputError(f"{directory} exists; choose another path, or pass --overwrite or --resume")
+        try:
+            load(directory)
+        except RunError as error:
+            raise OutputError(f"{directory} is not a training run, so it is not overwritten: {error}") from error
+        shutil.rmtree(directory)
+    data = {"kind": KIND, "schema_version": SCHEMA_VERSION, **asdict(config)}
+    write_text(directory / "config.json", json.dumps(data, indent=2) + "\n")
+    return Run(directory, config)
+
+
+def load(directory: Path) -> Run:
+    """Opens a run directory. Raises RunError when it is none of ours, or of another version."""
+    path = Path(directory) / "config.json"
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise RunError(f"{directory} is not a training run: cannot read config.json ({error.strerror})") from error
+    except ValueError as error:
+        raise RunError(f"{directory} is not a training run: config.json is not JSON ({error})") from error
+    if not isinstance(data, dict) or data.pop("kind", None) != KIND:
+        raise RunError(f"{directory} is not a training run of otpr: config.json is something else's")
+    version = data.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise RunError(f"{path} has schema version {version!r}; this program reads version {SCHEMA_VERSION}")
+    kinds = {field.name: field.type for field in fields(RunConfig)}
+    if set(data) != set(kinds):
+        raise RunError(f"{path} needs the keys {', '.join(sorted(kinds))}; got {', '.join(sorted(data))}")
+    for name, value in data.items():
+        if not isinstance(value, dict if "dict" in str(kinds[name]) else kinds[name]):  # type: ignore[arg-type]
+            raise RunError(f"{path}: {name} {value!r} is not of the expected type")
+    return Run(Path(directory), RunConfig(**data))
+
+
+def git_commit() -> str:
+    """Commit of the code that runs, with ``-dirty`` when the checkout differs from it; ``unknown`` outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return result.stdout.strip()
+
+
+def utc_now() -> str:
+    """The present as ISO 8601 in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

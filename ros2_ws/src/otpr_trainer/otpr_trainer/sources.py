@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy on its way to a worker process: bytes and plain data, pinned when it is read, so that all workers run the same."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from otpr_policy import artifact
+from otpr_policy.artifact import PolicyArtifact
+from otpr_policy.chunk import ChunkPolicy
+from otpr_policy.inference import OnnxPolicy
+from otpr_policy.spec import PolicySpec
+
+if TYPE_CHECKING:
+    from otpr_trainer.policy import PolicyConfig
+    from otpr_trainer.run import Run
+
+
+class PolicySource(Protocol):
+    """What a worker makes its policy from."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy reads and writes."""
+
+    def open(self) -> ChunkPolicy:
+        """Makes the policy ready to infer."""
+
+
+@dataclass(frozen=True)
+class GraphSource:
+    """An ONNX graph, with or without a manifest."""
+
+    content: bytes
+    spec: PolicySpec
+    noise_shape: tuple[int, ...]
+
+    @classmethod
+    def of_artifact(cls, policy: PolicyArtifact) -> "GraphSource":
+        """The graph of a loaded policy file."""
+        return cls(policy.content, policy.manifest.policy, policy.manifest.noise_shape)
+
+    def open(self) -> ChunkPolicy:
+        """Runs on ONNX Runtime's CPU provider: evaluation must not depend on which GPU is at hand."""
+        return OnnxPolicy.from_graph(self.content, self.spec, self.noise_shape)
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Torch weights with their architecture and sampler."""
+
+    config: "PolicyConfig"
+    weights: bytes  # safetensors
+    sampler: str
+    steps: int | None
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy reads and writes."""
+        return self.config.spec
+
+    @classmethod
+    def of_run(cls, run: "Run", sampler: str, steps: int | None) -> "WeightsSource":
+        """The newest checkpoint of a run. Raises RunError: no checkpoint, unknown sampler, or steps out of range."""
+        import safetensors.torch
+
+        from otpr_trainer.diffusion import cosine_schedule, reverse_chain
+        from otpr_trainer.policy import PolicyConfig
+
+        config = PolicyConfig.from_json(run.config.policy)
+        reverse_chain(cosine_schedule(config.train_steps), sampler, steps)  # its refusals, before any worker starts
+        return cls(config, safetensors.torch.save(run.newest_checkpoint().policy_tensors()), sampler, steps)
+
+    def open(self) -> ChunkPolicy:
+        """Runs on one torch thread: a network this small is slower on two, and each worker has a core of its own."""
+        import safetensors.torch
+        import torch
+
+        from otpr_trainer.policy import TorchPolicy
+        from otpr_trainer.run import build_policy
+
+        torch.set_num_threads(1)
+        policy = build_policy(self.config, safetensors.torch.load(self.weights))
+        return TorchPolicy.with_sampler(policy, self.sampler, self.steps)
+
+
+def load_artifact(path: Path) -> tuple[PolicyArtifact, GraphSource]:
+    """A policy file and its source. Raises ArtifactError."""
+    policy = artifact.load(path)
+    return policy, GraphSource.of_artifact(policy)

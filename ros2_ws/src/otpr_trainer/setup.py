@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Package otpr_trainer: learning and export. Read by pip and by colcon (ament_python)."""
+
+from setuptools import find_packages, setup
+
+PACKAGE = "otpr_trainer"
+
+setup(
+    name=PACKAGE,
+    version="0.1.0",
+    description="OTPR training: demonstrations, diffusion policies, evaluation and the export that proves itself.",
+    author="The OTPR authors",
+    maintainer="The OTPR authors",
+    maintainer_email="otpr@users.noreply.github.com",
+    license="Apache-2.0",
+    packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
+    package_data={PACKAGE: ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=["numpy", "onnx", "onnxscript", "otpr_policy", "otpr_sim", "POT", "safetensors", "tensorboard", "torch", "tqdm"],
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
+        (f"share/{PACKAGE}", ["package.xml"]),
+    ],
+    entry_points={
+        "otpr.commands": [
+            "demos.collect = otpr_trainer.commands.demos:COLLECT",
+            "demos.info = otpr_trainer.commands.demos:INFO",
+            "eval = otpr_trainer.commands.eval:COMMAND",
+            "export = otpr_trainer.commands.export:COMMAND",
+            "train.bc = otpr_trainer.commands.train:BC",
+        ],
+    },
+    zip_safe=False,
+)

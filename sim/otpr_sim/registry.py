@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks by name. Reading a specification does not import the simulator."""
+
+from collections.abc import Callable
+
+from otpr_policy.errors import TaskError, unknown
+from otpr_sim.env import TaskEnv, TaskSpec
+from otpr_sim.tasks import lift
+
+_TASKS: dict[str, tuple[TaskSpec, Callable[[], TaskEnv]]] = {task.SPEC.name: (task.SPEC, task.make) for task in (lift,)}
+
+
+def names() -> tuple[str, ...]:
+    """All task names, sorted."""
+    return tuple(sorted(_TASKS))
+
+
+def spec(task: str) -> TaskSpec:
+    """Specification of a task. Raises TaskError listing the known ones."""
+    return _find(task)[0]
+
+
+def make(task: str) -> TaskEnv:
+    """A new environment of a task; close() it after use. Raises TaskError listing the known ones."""
+    return _find(task)[1]()
+
+
+def _find(task: str) -> tuple[TaskSpec, Callable[[], TaskEnv]]:
+    if task not in _TASKS:
+        raise TaskError(unknown("task", task, names()))
+    return _TASKS[task]

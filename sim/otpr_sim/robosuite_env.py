@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks on robosuite: a Panda arm under operational-space control. The only file that imports robosuite.
+
+The physics is robosuite's own. What differs is the border: seeded episodes, named fields in the robot's base frame, an
+absolute Cartesian target instead of a normalised delta, and time that advances in single physics steps.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from otpr_policy.command import CartesianTarget
+from otpr_policy.errors import SpecError
+from otpr_policy.rotation import matrix_to_columns, matrix_to_quaternion, quaternion_to_matrix
+from otpr_policy.spec import Array
+from otpr_sim.env import Pose, TaskEnv, TaskSpec
+
+_EXPECTED_MESSAGES = (
+    "No private macro file found",
+    "It is recommended to use a private macro file",
+    "To setup, run:",
+    "Could not import robosuite_models",
+    "Could not load the mink-based whole-body IK",
+    "Loading controller configuration from",
+)
+
+
+def _is_unexpected(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_EXPECTED_MESSAGES)
+
+
+@contextmanager
+def _mujoco_gl_kept() -> Iterator[None]:
+    """Undoes robosuite's change of MUJOCO_GL, which makes `import mujoco` fail in child processes where there is no EGL."""
+    before = os.environ.get("MUJOCO_GL")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("MUJOCO_GL", None)
+        else:
+            os.environ["MUJOCO_GL"] = before
+
+
+# robosuite speaks to the terminal while it is imported, about add-ons that we do not use.
+logging.getLogger("robosuite_logs").addFilter(_is_unexpected)
+with _mujoco_gl_kept():
+    import mujoco
+    import robosuite
+
+ARM = "right"  # robosuite's name for the arm of a robot that has one
+FINGER_SIGNS = np.array([1.0, -1.0])  # robosuite's second finger joint runs from -0.04 to 0 m; the real hand's from 0 to 0.04 m
+FINGER_RANGE = 0.04  # m
+FINGER_SLEW = 0.004  # m per command: robosuite moves its normalised gripper action by 0.2 of the half range
+BOX_DENSITY = 1000.0  # kg/m^3, of robosuite's boxes
+PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+@dataclass(frozen=True)
+class RandomBox:
+    """A box whose half-sizes [m] are drawn uniformly and independently at each reset."""
+
+    name: str
+    smallest: float
+    largest: float
+
+
+class RobosuiteEnv(TaskEnv):
+    """A robosuite scene with one Panda arm and its default OSC_POSE controller.
+
+    Args:
+        spec: the task; its object fields are named ``<object>_position``.
+        scene: robosuite's name of the environment.
+        boxes: the objects of the task.
+    """
+
+    frame_id = "panda_link0"
+    joint_names = (*(f"panda_joint{i}" for i in range(1, 8)), "panda_finger_joint1", "panda_finger_joint2")
+
+    def __init__(self, spec: TaskSpec, scene: str, boxes: tuple[RandomBox, ...]) -> None:
+        self.spec = spec
+        self._boxes = boxes
+        self._env: Any = robosuite.make(
+            scene,
+            robots="Panda",
+            control_freq=spec.control_rate_hz,
+            ignore_done=True,
+            hard_reset=False,
+            use_camera_obs=False,
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            renderer="mujoco",
+            seed=0,
+        )
+        self._model: mujoco.MjModel = self._env.sim.model._model
+        self._data: mujoco.MjData = self._env.sim.data._data
+        self.physics_dt_s = float(self._model.opt.timestep)
+        self.substeps_per_step = round(1.0 / (spec.control_rate_hz * self.physics_dt_s))
+        self._objects = {box.name: self._model.body(f"{box.name}_main").id for box in boxes}
+        self._find_robot()
+        self._renderer: Any = None
+        self.reset(0)
+
+    def _find_robot(self) -> None:
+        robot = self._env.robots[0]
+        self._robot = robot
+        self._passive_action = np.zeros(robot.action_dim)
+        self._qpos = [*robot._ref_joint_pos_indexes, *robot._ref_gripper_joint_pos_indexes[ARM]]
+        self._qvel = [*robot._ref_joint_vel_indexes, *robot._ref_gripper_joint_vel_indexes[ARM]]
+        self._signs = np.concatenate([np.ones(len(self._qpos) - 2), FINGER_SIGNS])
+        self._ee_site = robot.eef_site_id[ARM]
+        # The controller's origin, which is also where the robot's base (link0) is. It never moves.
+        origin = self._model.site(f"{robot.robot_model.naming_prefix}{ARM}_center").id
+        self._base_position = self._data.site_xpos[origin].copy()
+        self._base_rotation = self._data.site_xmat[origin].reshape(3, 3).copy()
+
+    # The episode
+
+    def reset(self, seed: int) -> dict[str, Array]:
+        """See TaskEnv. Draws box sizes, robosuite's noise on the arm's joints, and object placement, in this order."""
+        rng = np.random.default_rng(seed)
+        self._set_box_sizes(np.stack([rng.uniform(box.smallest, box.largest, 3) for box in self._boxes]))
+        self._env.rng = rng
+        self._env.placement_initializer.rng = rng
+        self._env.reset()
+        self._data.qacc_warmstart[:] = 0.0
+        mujoco.mj_kinematics(self._model, self._data)
+        self._forget_controller_cache()
+        self.steps = 0
+        self._finger_setpoint = FINGER_RANGE / 2
+        self._set_finger_goal()
+        self.hold()
+        return self.observe()
+
+    def success(self) -> bool:
+        """See TaskEnv; robosuite's own rule."""
+        return bool(self._env._check_success())
+
+    @property
+    def time_s(self) -> float:
+        """See TaskEnv."""
+        return float(self._data.time)
+
+    # The robot
+
+    def set_target(self, target: CartesianTarget) -> None:
+        """See TaskEnv. The finger set-point moves towards the target by at most 4 mm per call, as robosuite's does."""
+        command = np.concatenate([target.position, target.quaternion, [target.gripper_position]])
+        if not np.isfinite(command).all():
+            raise SpecError(f"target is not finite: {target}")
+        self._arm.goal_pos = np.array(target.position, dtype=np.float64)
+        self._arm.goal_ori = quaternion_to_matrix(target.quaternion)
+        wanted = np.clip(target.gripper_position, 0.0, FINGER_RANGE)
+        self._finger_setpoint += float(np.clip(wanted - self._finger_setpoint, -FINGER_SLEW, FINGER_SLEW))
+        self._set_finger_goal()
+
+    def hold(self) -> None:
+        """See TaskEnv."""
+        pose = self.ee_pose()
+        self._arm.goal_pos = pose.position
+        self._arm.goal_ori = quaternion_to_matrix(pose.quaternion)
+
+    def advance(self, substeps: int) -> None:
+        """See TaskEnv."""
+        sim, robot = self._env.sim, self._robot
+        for _ in range(substeps):
+            sim.step1()
+            robot.control(self._passive_action, policy_step=False)
+            sim.step2()
+        # step2 leaves the poses of the state before it; what is reported must be a function of the positions now.
+        mujoco.mj_kinematics(self._model, self._data)
+
+    def joint_positions(self) -> Array:
+        """See TaskEnv."""
+        return self._signs * self._data.qpos[self._qpos]
+
+    def joint_velocities(self) -> Array:
+        """See TaskEnv."""
+        return self._signs * self._data.qvel[self._qvel]
+
+    def ee_pose(self) -> Pose:
+        """See TaskEnv; the grip site, between the finger tips."""
+        return self._in_base(self._data.site_xpos[self._ee_site], self._data.site_xmat[self._ee_site])
+
+    def object_poses(self) -> dict[str, Pose]:
+        """See TaskEnv."""
+        return {name: self._in_base(self._data.xpos[body], self._data.xmat[body]) for name, body in self._objects.items()}
+
+    def observe(self) -> dict[str, Array]:
+        """See TaskEnv."""
+        ee = self.ee_pose()
+        return {
+            "ee_position": ee.position,
+            "ee_rotation": matrix_to_columns(quaternion_to_matrix(ee.quaternion)),
+            "gripper_position": self.joint_positions()[-2:],
+            **{f"{name}_position": pose.position for name, pose in self.object_poses().items()},
+        }
+
+    def _in_base(self, position: Array, rotation: Array) -> Pose:
+        return Pose(
+            self._base_rotation.T @ (position - self._base_position),
+            matrix_to_quaternion(self._base_rotation.T @ rotation.reshape(3, 3)),
+        )
+
+    @property
+    def _arm(self) -> Any:
+        """The arm's controller. robosuite builds a new one at every reset."""
+        return self._robot.composite_controller.part_controllers[ARM]
+
+    def _set_finger_goal(self) -> None:
+        normalised = self._finger_setpoint / (FINGER_RANGE / 2) - 1.0
+        gripper = self._robot.composite_controller.part_controllers[f"{ARM}_gripper"]
+        gripper.goal_qvel = FINGER_SIGNS * normalised
+
+    def _forget_controller_cache(self) -> None:
+        """Makes the controllers read the simulation anew, so that the next torque is a function of state() alone."""
+        for controller in self._robot.composite_controller.part_controllers.values():
+            controller.new_update = True
+
+    # The state
+
+    def state(self) -> Array:
+        """See TaskEnv. Physics, arm goal (3 + 9), rest posture (7), finger set-point, steps, box half-sizes (3 each)."""
+        physics = np.empty(mujoco.mj_stateSize(self._model, PHYSICS))
+        mujoco.mj_getState(self._model, self._data, physics, PHYSICS)
+        arm = self._arm
+        counters = [self._finger_setpoint, self.steps]
+        return np.concatenate([physics, arm.goal_pos, arm.goal_ori.ravel(), arm.initial_joint, counters, self._box_sizes.ravel()])
+
+    def set_state(self, state: Array) -> None:
+        """See TaskEnv."""
+        lengths = (mujoco.mj_stateSize(self._model, PHYSICS), 3, 9, len(self._arm.initial_joint), 1, 1, self._box_sizes.size)
+        if np.shape(state) != (sum(lengths),):
+            raise SpecError(f"state has shape {np.shape(state)}, expected ({sum(lengths)},)")
+        parts = np.split(np.asarray(state, dtype=np.float64), np.cumsum(lengths)[:-1])
+        physics, goal_position, goal_rotation, posture, (setpoint,), (steps,), sizes = parts
+        self._set_box_sizes(sizes.reshape(-1, 3))
+        mujoco.mj_setState(self._model, self._data, physics, PHYSICS)
+        mujoco.mj_kinematics(self._model, self._data)
+        self._arm.goal_pos = goal_position.copy()
+        self._arm.goal_ori = goal_rotation.reshape(3, 3).copy()
+        self._arm.initial_joint = posture.copy()
+        self._forget_controller_cache()
+        self._finger_setpoint, self.steps = float(setpoint), int(steps)
+        self._set_finger_goal()
+
+    def _set_box_sizes(self, sizes: Array) -> None:
+        """Half-sizes [m] (boxes, 3); leaves the simulation's data to be set by the caller."""
+        for box, size in zip(self._boxes, sizes, strict=True):
+            resize_box(self._model, self._objects[box.name], size)
+            next(o for o in self._env.model.mujoco_objects if o.name == box.name).size = size.tolist()
+        mujoco.mj_setConst(self._model, mujoco.MjData(self._model))
+        self._box_sizes = sizes.copy()
+
+    # Pictures and the end
+
+    def render(self, width: int, height: int) -> NDArray[np.uint8]:
+        """See TaskEnv."""
+        from otpr_sim.render import SceneRenderer
+
+        if self._renderer is None:
+            self._renderer = SceneRenderer(self._model)
+        return self._renderer.render(self._data, width, height)
+
+    def close(self) -> None:
+        """See TaskEnv."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+
+def resize_box(model: mujoco.MjModel, body: int, size: NDArray[np.float64]) -> None:
+    """Gives a body made of boxes of one size other half-sizes [m] (3,), as if compiled that way.
+
+    Call ``mujoco.mj_setConst`` afterwards, which brings the constants that depend on mass up to date.
+    """
+    geoms = np.flatnonzero(model.geom_bodyid == body)
+    model.geom_size[geoms] = size
+    model.geom_aabb[geoms, 3:] = size
+    model.geom_rbound[geoms] = np.sqrt(size @ size)
+    bounds = slice(model.body_bvhadr[body], model.body_bvhadr[body] + model.body_bvhnum[body])
+    model.bvh_aabb[bounds, 3:] = size
+    mass = BOX_DENSITY * 8.0 * size.prod()
+    model.body_mass[body] = mass
+    model.body_inertia[body] = mass / 3.0 * (size @ size - size**2)

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs episodes through the topics: reset the twin, engage the policy, wait for the outcome, disengage.
+
+It is a third process beside policy node and twin and uses nothing but their services and topics, as an operator's
+tool would.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from rosgraph_msgs.msg import Clock
+from std_msgs.msg import Bool, Int32, String
+from std_srvs.srv import SetBool, Trigger
+
+from otpr_policy.control import State
+from otpr_policy.errors import EnvironmentSetupError
+from otpr_policy.ros.messages import LATCHED_QOS, stamp_to_ns
+
+_POLL_S = 0.05
+_CALL_TIMEOUT_S = 10.0
+_LOCKSTEP_WALL_LIMIT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one episode went. ``ended`` is success, horizon, or the reason why the policy stopped; ``seconds`` are the task's."""
+
+    episode: int
+    success: bool
+    seconds: float
+    ended: str
+
+
+class EpisodeRunner:
+    """Talks to one policy node and one twin. ``alive`` is asked while waiting, so that a dead process ends the wait at once."""
+
+    def __init__(self, context: Context, *, horizon_s: float, lockstep: bool, alive: Callable[[], str | None]) -> None:
+        """Args:
+        context: an initialised rclpy context.
+        horizon_s: an episode that lasts longer has failed.
+        lockstep: whether time is the simulation's (/clock) instead of the wall's.
+        alive: returns None, or which process is dead.
+        """
+        self._horizon_s = horizon_s
+        self._lockstep = lockstep
+        self._alive = alive
+        self._node = Node("episode_runner", context=context)
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self._node)
+        self._success: bool | None = None
+        self._episode: int | None = None
+        self._policy_state = ""
+        self._simulated_s = 0.0
+        self.diagnostics: dict[str, dict[str, str]] = {}  # status name -> its newest values
+        self._engage_client = self._node.create_client(SetBool, "/policy_node/engage")
+        self._clear_client = self._node.create_client(Trigger, "/policy_node/reset")
+        self._next_client = self._node.create_client(Trigger, "/twin/reset")
+        self._node.create_subscription(Bool, "/twin/success", self._on_success, LATCHED_QOS)
+        self._node.create_subscription(Int32, "/twin/episode", self._on_episode, LATCHED_QOS)
+        self._node.create_subscription(String, "/policy_node/state", self._on_state, LATCHED_QOS)
+        self._node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        if lockstep:
+            self._node.create_subscription(Clock, "/clock", self._on_clock, 1)
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Waits until both nodes serve. Raises EnvironmentSetupError when one is dead or the time is over."""
+        clients = (self._engage_client, self._clear_client, self._next_client)
+        self._wait_for(lambda: all(client.service_is_ready() for client in clients), timeout_s, "policy node and twin to start")
+        self._wait_for(lambda: self._episode is not None and self._success is not None, timeout_s, "the twin's first state")
+
+    def run_episode(self) -> Outcome:
+        """Runs the episode that the twin stands at the start of, and disengages."""
+        assert self._episode is not None
+        self._engage()
+        start_s = self._now_s()
+        limit_s = _LOCKSTEP_WALL_LIMIT_S if self._lockstep else self._horizon_s + _CALL_TIMEOUT_S
+        self._wait_for(lambda: self._ended(start_s) is not None, limit_s, "the episode to end")
+        ended = self._ended(start_s) or ""
+        seconds = self._now_s() - start_s
+        self._call(self._engage_client, SetBool.Request(data=False))
+        return Outcome(self._episode, ended == "success", seconds, ended)
+
+    def next_episode(self) -> None:
+        """Resets the twin to its next episode and clears a stop of the policy."""
+        response = self._call(self._next_client, Trigger.Request())
+        episode = int(response.message)
+        self._wait_for(lambda: self._episode == episode and self._success is False, _CALL_TIMEOUT_S, f"episode {episode} to start")
+        self._call(self._clear_client, Trigger.Request())
+
+    def wait_for_diagnostics(self) -> None:
+        """Waits for one more message of each node that has spoken, so that their numbers are complete."""
+        names = set(self.diagnostics)
+        self.diagnostics.clear()
+        self._wait_for(lambda: names <= set(self.diagnostics), _CALL_TIMEOUT_S, "diagnostics")
+
+    def close(self) -> None:
+        """Leaves the graph."""
+        self._executor.remove_node(self._node)
+        self._node.destroy_node()
+        self._executor.shutdown()
+
+    def _engage(self) -> None:
+        """Engages. Right after a start or reset the first observation may still be on its way, so it tries for a while."""
+        deadline = time.monotonic() + _CALL_TIMEOUT_S
+        while True:
+            response = self._call(self._engage_client, SetBool.Request(data=True))
+            if response.success:
+                return
+            if time.monotonic() > deadline:
+                raise EnvironmentSetupError(f"the policy node refuses to engage: {response.message}")
+            self._executor.spin_once(timeout_sec=_POLL_S)
+
+    def _ended(self, start_s: float) -> str | None:
+        if self._success:
+            return "success"
+        if self._policy_state.startswith(State.STOPPED.value):
+            return self._policy_state
+        return "horizon" if self._now_s() - start_s >= self._horizon_s else None
+
+    def _now_s(self) -> float:
+        return self._simulated_s if self._lockstep else time.monotonic()
+
+    def _call(self, client: Any, request: Any) -> Any:
+        future = client.call_async(request)
+        self._wait_for(future.done, _CALL_TIMEOUT_S, f"an answer from {client.srv_name}")
+        return future.result()
+
+    def _wait_for(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            dead = self._alive()
+            if dead is not None:
+                raise EnvironmentSetupError(dead)
+            if time.monotonic() > deadline:
+                raise EnvironmentSetupError(f"waited {timeout_s:.0f} s for {what}")
+            self._executor.spin_once(timeout_sec=_POLL_S)
+
+    def _on_success(self, message: Bool) -> None:
+        self._success = message.data
+
+    def _on_episode(self, message: Int32) -> None:
+        self._episode = message.data
+
+    def _on_state(self, message: String) -> None:
+        self._policy_state = message.data
+
+    def _on_clock(self, message: Clock) -> None:
+        self._simulated_s = stamp_to_ns(message.clock) / 1e9
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self.diagnostics[status.name] = {entry.key: entry.value for entry in status.values}
+
+
+@contextmanager
+def running(*, horizon_s: float, lockstep: bool, alive: Callable[[], str | None]) -> Iterator[EpisodeRunner]:
+    """An episode runner in a context of its own, both gone afterwards. Arguments as for :class:`EpisodeRunner`."""
+    context = Context()
+    # Ctrl-C stays Python's: the caller unwinds and stops its processes before the context ends.
+    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        runner = EpisodeRunner(context, horizon_s=horizon_s, lockstep=lockstep, alive=alive)
+        try:
+            yield runner
+        finally:
+            runner.close()
+    finally:
+        rclpy.try_shutdown(context=context)

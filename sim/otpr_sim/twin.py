@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The simulated robot's side of a command interface, without ROS, threads or clocks.
+
+Commands arrive when they like; time advances when the caller says. A pose takes effect together with the newest
+gripper command, at the moment the simulation next advances.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from otpr_policy.command import CartesianTarget
+from otpr_policy.files import atomic_path
+from otpr_policy.spec import Array
+from otpr_sim.env import TaskEnv, episode_seed
+
+
+@dataclass(frozen=True)
+class PoseCommand:
+    """A target pose of the hand, and the stamp of the observation that it answers."""
+
+    stamp_ns: int
+    position: Array
+    quaternion: Array
+
+
+class TwinCore:
+    """One environment, driven by commands instead of actions."""
+
+    def __init__(self, env: TaskEnv, seed: int, *, command_timeout_s: float, trace_directory: Path | None = None) -> None:
+        """Args:
+        env: the simulation.
+        seed: episode i starts from ``episode_seed(seed, i)``.
+        command_timeout_s: in real time, how long after the last command the robot is held where it is.
+        trace_directory: where each episode's states are written, or None.
+        """
+        self._env = env
+        self._seed = seed
+        self._command_timeout_s = command_timeout_s
+        self._trace_directory = trace_directory
+        self._trace: list[tuple[Array, Array]] = []
+        self._pose: PoseCommand | None = None
+        self._gripper: float | None = None
+        self._gripper_is_new = False
+        self._last_command_s: float | None = None  # None while the robot is held
+        self.episode = -1
+        self.succeeded = False
+        self.next_episode()
+
+    def next_episode(self) -> int:
+        """Starts the next episode and returns its number."""
+        self.finish_episode()
+        self.episode += 1
+        self._env.reset(episode_seed(self._seed, self.episode))
+        self._env.hold()
+        self._pose = None
+        self._gripper = None
+        self._gripper_is_new = False
+        self._last_command_s = None
+        self.succeeded = False
+        self.record()
+        return self.episode
+
+    def finish_episode(self) -> None:
+        """Writes the trace of the episode so far, if traces are wanted. Raises OutputError when that fails."""
+        if self._trace_directory is not None and len(self._trace) > 1:
+            states, joints = (np.stack(column) for column in zip(*self._trace, strict=True))
+            with atomic_path(self._trace_directory / f"episode_{self.episode:04d}.npz") as path, open(path, "wb") as stream:
+                np.savez(stream, state=states, joint_positions=joints, success=np.array(self.succeeded))
+        self._trace = []
+
+    def take_pose(self, command: PoseCommand) -> str | None:
+        """A target pose has arrived. Returns None, or why the robot does not take it."""
+        if not np.isfinite(command.position).all() or not 0.5 < np.linalg.norm(command.quaternion) < 2:
+            return f"not a pose: position {command.position.tolist()}, quaternion {command.quaternion.tolist()}"
+        self._pose = command
+        return None
+
+    def take_gripper(self, values: Sequence[float]) -> str | None:
+        """A finger target [m] has arrived. Returns None, or why the robot does not take it."""
+        if len(values) != 1 or not np.isfinite(values[0]):
+            return f"not one finite finger position: {list(values)}"
+        self._gripper = float(values[0])
+        self._gripper_is_new = True
+        return None
+
+    def advance_in_real_time(self, substeps: int, now_s: float) -> None:
+        """Applies what has arrived and advances; holds the robot where it is once commands have stopped for too long."""
+        if self._pose is not None and self._gripper is not None:
+            self._apply(self._pose, self._gripper)
+            self._last_command_s = now_s
+        elif self._last_command_s is not None and now_s - self._last_command_s > self._command_timeout_s:
+            self._env.hold()
+            self._last_command_s = None
+        self.advance(substeps)
+
+    def answered(self, stamp_ns: int) -> bool:
+        """Whether, in lockstep, both commands for the state with this stamp have arrived. An older pose is dropped."""
+        if self._pose is not None and self._pose.stamp_ns != stamp_ns:
+            self._pose = None
+        return self._pose is not None and self._gripper_is_new
+
+    def apply_answer(self) -> None:
+        """Applies the pair of commands that :meth:`answered` found."""
+        assert self._pose is not None and self._gripper is not None
+        self._apply(self._pose, self._gripper)
+
+    def advance(self, substeps: int) -> None:
+        """Advances the physics under the newest target."""
+        self._env.advance(substeps)
+        self.succeeded = self.succeeded or self._env.success()
+
+    def record(self) -> None:
+        """Adds the present state to the episode's trace."""
+        if self._trace_directory is not None:
+            self._trace.append((self._env.state(), self._env.joint_positions()))
+
+    def _apply(self, pose: PoseCommand, gripper: float) -> None:
+        self._env.set_target(CartesianTarget(pose.position, pose.quaternion, gripper))
+        self._pose = None
+        self._gripper_is_new = False
