@@ -17,7 +17,7 @@ setup(
     package_data={PACKAGE: ["py.typed"]},
     python_requires=">=3.10",
     # robosuite is left out on purpose: its own metadata does not install everywhere, see requirements/sim-nodeps.txt.
-    install_requires=["mujoco", "numba", "numpy", "opencv-python-headless", "otpr_policy", "Pillow", "scipy", "termcolor", "tqdm"],
+    install_requires=["mujoco", "numba", "numpy", "otpr_policy", "Pillow", "tqdm"],
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
@@ -25,6 +25,7 @@ setup(
         (f"lib/{PACKAGE}", ["scripts/twin"]),
     ],
     entry_points={
+        "otpr.checks": ["simulation = otpr_sim.checks:findings"],
         "otpr.commands": ["demo = otpr_sim.commands.demo:COMMAND"],
     },
     zip_safe=False,

@@ -16,7 +16,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={PACKAGE: ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["numpy", "onnx", "PyYAML", "tqdm"],
+    install_requires=["numpy", "onnx", "PyYAML"],
     # ONNX Runtime has two distributions for one module (CPU and GPU) and rclpy comes from apt on a robot: both are the installer's choice.
     extras_require={"cpu": ["onnxruntime"], "gpu": ["onnxruntime-gpu"], "ros": ["ros-jazzy-rclpy[fastrtps]"]},
     data_files=[
@@ -26,6 +26,7 @@ setup(
         (f"lib/{PACKAGE}", ["scripts/policy_node"]),
     ],
     entry_points={
+        "otpr.checks": ["robot = otpr_policy.checks:findings"],
         "console_scripts": ["otpr = otpr_policy.cli:main"],
         "otpr.commands": [
             "bringup = otpr_policy.commands.bringup:COMMAND",

@@ -22,6 +22,7 @@ setup(
         (f"share/{PACKAGE}", ["package.xml"]),
     ],
     entry_points={
+        "otpr.checks": ["training = otpr_trainer.checks:findings"],
         "otpr.commands": [
             "demos.collect = otpr_trainer.commands.demos:COLLECT",
             "demos.info = otpr_trainer.commands.demos:INFO",

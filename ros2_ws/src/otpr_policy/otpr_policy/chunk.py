@@ -45,13 +45,13 @@ class RecedingHorizon:
         self._rng: np.random.Generator | None = None
 
     def reset(self, rng: np.random.Generator) -> None:
-        """Forgets history and chunk; noise comes from ``rng`` from here on."""
-        self._history.clear()
+        """Starts an episode: no past, and noise from ``rng`` from here on."""
         self._rng = rng
-        self.abandon_chunk()
+        self.forget()
 
-    def abandon_chunk(self) -> None:
-        """Makes the next call infer anew, for instance after a hold during which the world went on without us."""
+    def forget(self) -> None:
+        """Drops history and chunk, for instance after a hold: what was seen and planned before it is no answer to the world after it."""
+        self._history.clear()
         self._chunk = self._chunk[:0]
         self._next = 0
 
@@ -63,7 +63,7 @@ class RecedingHorizon:
     def act(self, observation: Array) -> Array:
         """The action (Da,) for this control step, given its observation (Do,).
 
-        The first step of an episode has no past: its history is the first observation repeated, as in training.
+        The first step has no past: its history is the first observation repeated, as in training.
         """
         if self._rng is None:
             raise RuntimeError("reset() comes before act()")

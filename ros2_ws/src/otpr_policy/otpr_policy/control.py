@@ -127,7 +127,7 @@ class ControlLoop:
 
     def _hold(self, reason: str) -> None:
         self.counters.holds += 1
-        self._horizon.abandon_chunk()  # what was planned before the gap is no answer to the world after it
+        self._horizon.forget()
         self._held_ticks = self._held_ticks + 1 if self.state is State.HOLD else 1
         if self._held_ticks > self._stop_after_ticks:
             self.stop(reason)

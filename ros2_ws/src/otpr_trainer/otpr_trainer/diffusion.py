@@ -190,8 +190,8 @@ def _spaced(train_steps: int, steps: int) -> tuple[int, ...]:
     return tuple(int(k + 0.5) for k in np.linspace(train_steps - 2, 0, steps))
 
 
-def reverse_chain(schedule: NoiseSchedule, sampler: str, steps: int | None) -> ReverseChain:
-    """The chain by name. ``steps`` None is every training step; DDIM is deterministic (eta = 0).
+def reverse_chain(schedule: NoiseSchedule, sampler: str, steps: int | None, eta: float = 0.0) -> ReverseChain:
+    """The chain by name. ``steps`` None is every training step; ``eta`` is DDIM's alone.
 
     Raises:
         RunError: unknown sampler, steps out of range, or DDPM with fewer steps than it was trained with.
@@ -199,7 +199,7 @@ def reverse_chain(schedule: NoiseSchedule, sampler: str, steps: int | None) -> R
     if sampler not in SAMPLERS:
         raise RunError(unknown("sampler", sampler, SAMPLERS))
     if sampler == "ddim":
-        return ddim(schedule, schedule.steps if steps is None else steps)
+        return ddim(schedule, schedule.steps if steps is None else steps, eta)
     if steps not in (None, schedule.steps):
         raise RunError(f"ddpm takes all {schedule.steps} training steps, not {steps}; use --sampler ddim for 1..{schedule.steps}")
     return ddpm(schedule)

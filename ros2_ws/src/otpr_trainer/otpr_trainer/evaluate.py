@@ -10,7 +10,7 @@ from otpr_policy.errors import TaskError
 from otpr_policy.success import SuccessRate
 from otpr_sim import registry
 from otpr_sim.env import TaskSpec
-from otpr_trainer.rollout import EpisodeResult, Episodes, check_fit, run_episodes
+from otpr_trainer.rollout import SEED_LIMIT, EpisodeResult, Episodes, check_fit, run_episodes
 from otpr_trainer.sources import PolicySource
 
 DEFAULT_SEED = 10_000  # training and tuning use small seeds; reported numbers come from episodes that neither has seen
@@ -60,12 +60,12 @@ def evaluate(source: PolicySource, task: str, *, episodes: int, seed: int, worke
     """
     spec = registry.spec(task)
     check_fit(source.spec, spec)
-    if episodes < 1 or seed < 0:
-        raise TaskError(f"episodes must be at least 1 and seed at least 0, got {episodes} and {seed}")
+    if episodes < 1 or not 0 <= seed < SEED_LIMIT:
+        raise TaskError(f"episodes must be at least 1 and seed in 0..{SEED_LIMIT - 1}, got {episodes} and {seed}")
     results: list[EpisodeResult] = []
     with tqdm(total=episodes, desc=label, unit="episode") as progress:
         for result in run_episodes(Episodes(source, task, seed), episodes, workers):
             results.append(result)
+            progress.set_postfix(success=f"{sum(r.success for r in results)}/{len(results)}", refresh=False)
             progress.update()
-            progress.set_postfix(success=f"{sum(r.success for r in results)}/{len(results)}")
     return EvaluationResult(spec, seed, tuple(results))

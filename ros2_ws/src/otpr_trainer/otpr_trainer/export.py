@@ -68,7 +68,18 @@ class PolicyGraph(nn.Module):
         return (action, torch.stack(chain, dim=1)) if self.with_chain else action
 
 
-def export(run: Run, output: Path, *, sampler: str, steps: int | None, episodes: int, seed: int, workers: int, overwrite: bool) -> PolicyArtifact:
+def export(
+    run: Run,
+    output: Path,
+    *,
+    sampler: str,
+    steps: int | None,
+    eta: float,
+    episodes: int,
+    seed: int,
+    workers: int,
+    overwrite: bool = False,
+) -> PolicyArtifact:
     """Exports a run's newest checkpoint to ``output`` and proves it; the file is written only when the proof holds.
 
     Args:
@@ -76,6 +87,7 @@ def export(run: Run, output: Path, *, sampler: str, steps: int | None, episodes:
         output: path of the policy file.
         sampler: ``ddim`` or ``ddpm``.
         steps: denoising steps in the graph; None for all training steps.
+        eta: DDIM's share of noise, 0 to 1.
         episodes: paired episodes of torch and artifact.
         seed: of these episodes.
         workers: processes.
@@ -88,7 +100,7 @@ def export(run: Run, output: Path, *, sampler: str, steps: int | None, episodes:
     """
     output = Path(output)
     refuse_existing(output, overwrite)
-    weights = WeightsSource.of_run(run, sampler, steps)
+    weights = WeightsSource.of_run(run, sampler, steps, eta)
     reference = weights.open()
     assert isinstance(reference, TorchPolicy)
     model = to_onnx(reference)
@@ -147,7 +159,7 @@ def prove(policy: TorchPolicy, model: onnx.ModelProto, model_with_chain: onnx.Mo
     inputs = proof_inputs(policy, PROOF_INPUTS)
     step_errors = _step_errors(policy, model_with_chain, inputs)
     end_to_end_error = _end_to_end_error(policy, model, inputs)
-    worst = max(*step_errors, end_to_end_error)
+    worst = np.max([*step_errors, end_to_end_error])  # unlike max(), not deaf to NaN
     if not worst <= TOLERANCE:
         steps = ", ".join(f"{error:.1e}" for error in step_errors)
         raise ArtifactError(
@@ -196,7 +208,8 @@ def _end_to_end_error(policy: TorchPolicy, model: onnx.ModelProto, inputs: Proof
 def _run(model: onnx.ModelProto, output: str, inputs: ProofInputs) -> Array:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     rows = zip(inputs.observation.astype(np.float32), inputs.noise.astype(np.float32), strict=True)
-    values: Array = np.concatenate([session.run([output], {"observation": o[None], "noise": n[None]})[0] for o, n in rows]).astype(np.float64)
+    outputs = [session.run([output], {"observation": observation[None], "noise": noise[None]})[0] for observation, noise in rows]
+    values: Array = np.concatenate(outputs).astype(np.float64)
     return values
 
 

@@ -85,9 +85,9 @@ class TorchPolicy:
         self.reverse = reverse
 
     @classmethod
-    def with_sampler(cls, policy: DiffusionPolicy, sampler: str, steps: int | None) -> "TorchPolicy":
+    def with_sampler(cls, policy: DiffusionPolicy, sampler: str, steps: int | None, eta: float = 0.0) -> "TorchPolicy":
         """Chooses the sampler by name; see :func:`otpr_trainer.diffusion.reverse_chain` for errors."""
-        return cls(policy, reverse_chain(policy.schedule, sampler, steps))
+        return cls(policy, reverse_chain(policy.schedule, sampler, steps, eta))
 
     @property
     def spec(self) -> PolicySpec:

@@ -12,6 +12,10 @@ from otpr_sim.env import TaskEnv, TaskSpec, episode_seed
 from otpr_trainer.sources import PolicySource
 from otpr_trainer.workers import ordered_map
 
+SEED_LIMIT = 2**31
+"""Seeds that people pass are below it. Above it, still within the 32 bits that numpy's SeedSequence takes as one word, lie the seeds of
+collecting demonstrations."""
+
 
 @dataclass(frozen=True)
 class EpisodeResult:
@@ -46,6 +50,7 @@ class Episodes:
     make_env: Callable[[str], TaskEnv] = registry.make
 
     def __call__(self) -> Callable[[int], EpisodeResult]:
+        """Makes the environment and the policy that all episodes of this process share."""
         env, policy = self.make_env(self.task), self.source.open()
         return lambda episode: run_episode(env, policy, self.seed, episode)
 

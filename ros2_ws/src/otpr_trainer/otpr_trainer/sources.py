@@ -53,6 +53,7 @@ class WeightsSource:
     weights: bytes  # safetensors
     sampler: str
     steps: int | None
+    eta: float = 0.0
 
     @property
     def spec(self) -> PolicySpec:
@@ -60,7 +61,7 @@ class WeightsSource:
         return self.config.spec
 
     @classmethod
-    def of_run(cls, run: "Run", sampler: str, steps: int | None) -> "WeightsSource":
+    def of_run(cls, run: "Run", sampler: str, steps: int | None, eta: float = 0.0) -> "WeightsSource":
         """The newest checkpoint of a run. Raises RunError: no checkpoint, unknown sampler, or steps out of range."""
         import safetensors.torch
 
@@ -68,8 +69,8 @@ class WeightsSource:
         from otpr_trainer.policy import PolicyConfig
 
         config = PolicyConfig.from_json(run.config.policy)
-        reverse_chain(cosine_schedule(config.train_steps), sampler, steps)  # its refusals, before any worker starts
-        return cls(config, safetensors.torch.save(run.newest_checkpoint().policy_tensors()), sampler, steps)
+        reverse_chain(cosine_schedule(config.train_steps), sampler, steps, eta)  # its refusals, before any worker starts
+        return cls(config, safetensors.torch.save(run.newest_checkpoint().policy_tensors()), sampler, steps, eta)
 
     def open(self) -> ChunkPolicy:
         """Runs on one torch thread: a network this small is slower on two, and each worker has a core of its own."""
@@ -81,7 +82,7 @@ class WeightsSource:
 
         torch.set_num_threads(1)
         policy = build_policy(self.config, safetensors.torch.load(self.weights))
-        return TorchPolicy.with_sampler(policy, self.sampler, self.steps)
+        return TorchPolicy.with_sampler(policy, self.sampler, self.steps, self.eta)
 
 
 def load_artifact(path: Path) -> tuple[PolicyArtifact, GraphSource]:

@@ -42,7 +42,7 @@ class Outcome:
     """How training ended."""
 
     step: int
-    interrupted: bool
+    finished: bool  # False after Ctrl-C or at stop_after
     seconds: float
 
 
@@ -75,7 +75,7 @@ def train(run: Run, learner: Learner, *, stop_after: int | None = None, checkpoi
                 saved = learner.step
         if learner.step > saved or saved == 0:
             checkpoint.save(run.checkpoints, learner.checkpoint())
-    return Outcome(learner.step, learner.step < last, time.monotonic() - start)
+    return Outcome(learner.step, learner.step >= learner.iterations, time.monotonic() - start)
 
 
 class _Means:

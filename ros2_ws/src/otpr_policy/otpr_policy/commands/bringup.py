@@ -14,7 +14,7 @@ from types import FrameType
 
 from otpr_policy import artifact, bringup, contract
 from otpr_policy.cli import Command
-from otpr_policy.errors import ContractError, EnvironmentSetupError
+from otpr_policy.errors import ContractError, EnvironmentSetupError, OutputError
 from otpr_policy.supervisor import Supervisor
 
 _POLL_S = 0.1
@@ -79,6 +79,8 @@ def _check(options: argparse.Namespace) -> None:
     robot.check_serves(artifact.load(Path(options.policy)).manifest.policy)
     if options.sim and robot.twin is None:
         raise ContractError(f"robot {robot.robot} has no twin; start it with --no-sim")
+    if options.record and Path(options.record).exists() and not Path(options.record).is_dir():
+        raise OutputError(f"cannot record into {options.record}: it is not a directory")
 
 
 def _check_importable(process: bringup.Process) -> None:

@@ -45,7 +45,8 @@ class Config:
     ema_decay: float = setting(0.995, "per gradient step, of the averaged weights that are evaluated; averages over about 200 steps")
 
     def __post_init__(self) -> None:
-        positive(self, "chunk_length", "executed_length", "observation_horizon", "train_steps", "width", "depth", "iterations", "batch_size")
+        positive(self, "chunk_length", "executed_length", "observation_horizon", "train_steps")
+        positive(self, "width", "depth", "iterations", "batch_size")
         if self.time_size < 2 or self.time_size % 2:
             raise RunError(f"time_size must be even and at least 2, got {self.time_size}")
         if not (self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.ema_decay < 1 and self.warmup >= 0):

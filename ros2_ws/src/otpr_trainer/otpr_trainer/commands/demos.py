@@ -30,9 +30,7 @@ def _collect(arguments: Namespace) -> int:
     wanted = new_header(arguments.task, arguments.episodes, arguments.seed, arguments.noise, arguments.speed)
     build = ScriptedAttempts(arguments.task, arguments.seed, arguments.noise, arguments.speed)
     try:
-        header = collect(
-            arguments.out, wanted, build, workers=arguments.workers, overwrite=arguments.overwrite, resume=arguments.resume
-        )
+        header = collect(arguments.out, wanted, build, workers=arguments.workers, overwrite=arguments.overwrite, resume=arguments.resume)
     except KeyboardInterrupt:
         print(f"otpr: interrupted; go on with the same command and --resume (in place of --overwrite): {arguments.out}", file=sys.stderr)
         return 130
@@ -40,7 +38,8 @@ def _collect(arguments: Namespace) -> int:
     if arguments.json:
         print(json.dumps(summary))
     else:
-        print(f"{header.kept} episodes of {header.task} in {arguments.out}; {header.discarded} of {header.attempts} attempts failed, discarded")
+        failures = f"{header.discarded} of {header.attempts} attempts failed, discarded"
+        print(f"{header.kept} episodes of {header.task} in {arguments.out}; {failures}")
     return 0
 
 

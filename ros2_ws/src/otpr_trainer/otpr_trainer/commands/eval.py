@@ -20,6 +20,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes; the result does not depend on it")
     parser.add_argument("--sampler", help="of a run: ddpm (default) or ddim; a policy file has its own")
     parser.add_argument("--steps", type=int, help="of a run: denoising steps, by default all that it was trained with")
+    parser.add_argument("--eta", type=float, help="of a run with ddim: share of noise, 0 (default, deterministic) to 1")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -52,9 +53,9 @@ def _open(arguments: Namespace) -> tuple[PolicySource, str, str | None]:
         from otpr_trainer import run as runs
 
         run = runs.load(arguments.target)
-        return WeightsSource.of_run(run, arguments.sampler or "ddpm", arguments.steps), run.config.task, None
-    if arguments.sampler is not None or arguments.steps is not None:
-        raise RunError("a policy file has its sampler and steps built in; --sampler and --steps are for training runs")
+        return WeightsSource.of_run(run, arguments.sampler or "ddpm", arguments.steps, arguments.eta or 0.0), run.config.task, None
+    if any(option is not None for option in (arguments.sampler, arguments.steps, arguments.eta)):
+        raise RunError("a policy file has its sampler and steps built in; --sampler, --steps and --eta are for training runs")
     policy, source = load_artifact(arguments.target)
     return source, policy.manifest.provenance.task, policy.sha256
 

@@ -40,7 +40,7 @@ def _run(arguments: Namespace) -> int:
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and a core left for others
     run, learner = _resumed(arguments) if arguments.resume else _started(arguments)
     outcome = train(run, learner)
-    if outcome.interrupted:
+    if not outcome.finished:
         resume = f"otpr train {run.config.algorithm} --resume --out {run.directory}"
         print(f"otpr: interrupted; step {outcome.step} of {learner.iterations} is saved, go on with: {resume}", file=sys.stderr)
         return 130

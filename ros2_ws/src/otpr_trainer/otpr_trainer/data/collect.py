@@ -20,10 +20,11 @@ from otpr_sim import registry
 from otpr_sim.env import TaskEnv, episode_seed
 from otpr_sim.experts import expert
 from otpr_trainer.data.demonstrations import Episode, Header, episode_path
+from otpr_trainer.rollout import SEED_LIMIT
 from otpr_trainer.workers import ordered_map
 
-SEED_OFFSET = 2**32
-"""Added to a collection's seed. Seeds that people pass are below it, so no evaluation ever starts where a demonstration did."""
+SEED_OFFSET = SEED_LIMIT
+"""Added to a collection's seed, which no evaluation's can then equal: none starts where a demonstration did."""
 MAX_ATTEMPTS_PER_EPISODE = 10  # an expert that fails more often than this is broken, and we would try for ever
 
 STEPS_AFTER_SUCCESS = 8
@@ -43,6 +44,7 @@ class ScriptedAttempts:
     speed: float
 
     def __call__(self) -> Attempt:
+        """Makes the environment that all attempts of this process share."""
         env = registry.make(self.task)
         return lambda attempt: self._attempt(env, attempt)
 
@@ -71,8 +73,8 @@ def new_header(task: str, episodes: int, seed: int, noise: float, speed: float) 
     """Header of a scripted collection that is about to start. Raises TaskError on an unknown task or a bad option."""
     spec = registry.spec(task)
     expert(task, np.random.default_rng(0), noise, speed)  # its refusals, before any work
-    if episodes < 1 or not 0 <= seed < SEED_OFFSET:
-        raise DemonstrationError(f"episodes must be at least 1 and seed in 0..{SEED_OFFSET - 1}, got {episodes} and {seed}")
+    if episodes < 1 or not 0 <= seed < SEED_LIMIT:
+        raise DemonstrationError(f"episodes must be at least 1 and seed in 0..{SEED_LIMIT - 1}, got {episodes} and {seed}")
     source: dict[str, float | str] = {"kind": "scripted", "noise": noise, "speed": speed}
     return Header(task, spec.observation, spec.action, spec.control_rate_hz, source, seed, episodes)
 
@@ -107,7 +109,7 @@ def collect(directory: Path, wanted: Header, build: Callable[[], Attempt], *, wo
                     progress.update()
                 header = header.counting(episode is not None)
                 header.write(directory)
-                progress.set_postfix(discarded=header.discarded)
+                progress.set_postfix(discarded=header.discarded, refresh=False)
                 if header.complete:
                     break
                 if header.attempts >= MAX_ATTEMPTS_PER_EPISODE * header.wanted:
@@ -121,7 +123,7 @@ def _start(directory: Path, wanted: Header, overwrite: bool, resume: bool) -> He
     if resume:
         found = Header.read(directory)
         if replace(found, attempts=0, kept=0) != wanted:
-            raise DemonstrationError(f"{directory} is another collection (task, options, seed or episodes differ); resume it with its own options")
+            raise DemonstrationError(f"{directory} is another collection: task, episodes, seed, noise or speed differ")
         return found
     if directory.exists() and any(directory.iterdir()):
         if not overwrite:

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of the control loop: a command leaves only when everything is right, and whatever is wrong ends in stillness."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_policy
+from numpy.typing import NDArray
+
+from otpr_policy.chunk import episode_rng
+from otpr_policy.command import delta_to_target
+from otpr_policy.control import Command, ControlLoop, State
+from otpr_policy.observation import ObservationBuffer
+from otpr_policy.rotation import matrix_to_columns
+from otpr_policy.safety import Limits
+from otpr_policy.spec import Array, PolicySpec
+
+LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05)
+STEP_NS = 50_000_000
+STILL = np.array([0.0, 0, 0, 0, 0, 0, 0.02])
+SAMPLES = {
+    "ee_position": np.array([0.5, 0.0, 0.1]),
+    "ee_rotation": matrix_to_columns(np.diag([1.0, -1.0, -1.0])),
+    "gripper_position": np.array([0.02, 0.02]),
+    "cube_position": np.array([0.5, 0.05, -0.09]),
+}
+
+
+@dataclass
+class Script:
+    """Yields chunks whose every action is ``action``, remembers what it saw, and raises when told to."""
+
+    spec: PolicySpec = tiny_policy.SPEC
+    noise_shape: tuple[int, ...] = tiny_policy.NOISE_SHAPE
+    action: Array = field(default_factory=STILL.copy)
+    error: Exception | None = None
+    observations: list[Array] = field(default_factory=list)
+    noises: list[Array] = field(default_factory=list)
+
+    def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
+        self.observations.append(observation.copy())
+        self.noises.append(noise.copy())
+        if self.error is not None:
+            raise self.error
+        return np.tile(self.action, (self.spec.chunk_length, 1))
+
+
+class Robot:
+    """A loop with its buffer and a clock that the test moves."""
+
+    def __init__(self, stop_after_s: float = 0.2, **policy: Any) -> None:
+        self.policy = Script(**policy)
+        self.buffer = ObservationBuffer(self.policy.spec.observation, dict.fromkeys(SAMPLES, 0.1))
+        self.loop = ControlLoop(self.policy, self.buffer, LIMITS, stop_after_s)
+        self.now_ns = 1_700_000_000_000_000_000
+
+    def sense(self, **changed: Any) -> None:
+        for name, values in {**SAMPLES, **changed}.items():
+            if values is not None:
+                self.buffer.push(name, self.now_ns, np.array(values, dtype=float))
+
+    def tick(self, **changed: Any) -> Command | None:
+        """A control step after fresh samples; ``name=None`` leaves a field's topic silent."""
+        self.now_ns += STEP_NS
+        self.sense(**changed)
+        return self.loop.tick(self.now_ns)
+
+    def blind_tick(self) -> Command | None:
+        self.now_ns += 3 * STEP_NS  # beyond every age limit
+        return self.loop.tick(self.now_ns)
+
+    def engage(self) -> str | None:
+        return self.loop.engage(self.now_ns, episode_rng(0, 0))
+
+    def in_state(self, state: State) -> "Robot":
+        """Brings a fresh robot there the way it gets there in life."""
+        self.sense()
+        if state is not State.READY:
+            assert self.engage() is None
+        if state is State.HOLD:
+            self.blind_tick()
+            self.sense()
+        if state is State.STOPPED:
+            self.loop.stop("pressed")
+        assert self.loop.state is state
+        return self
+
+
+EVENTS: dict[str, Callable[[Robot], object]] = {
+    "good tick": lambda robot: robot.tick(),
+    "blind tick": lambda robot: robot.blind_tick(),
+    "engage": lambda robot: robot.engage(),
+    "disengage": lambda robot: robot.loop.disengage(),
+    "stop": lambda robot: robot.loop.stop("pressed"),
+    "reset": lambda robot: robot.loop.reset(),
+}
+R, E, H, S = State.READY, State.ENGAGED, State.HOLD, State.STOPPED
+TABLE = {
+    #          good tick, blind tick, engage, disengage, stop, reset
+    R: (R, R, E, R, S, R),
+    E: (E, H, E, R, S, R),
+    H: (E, H, H, R, S, R),
+    S: (S, S, S, S, S, R),
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "event", "after"), [(state, event, after) for state in TABLE for event, after in zip(EVENTS, TABLE[state], strict=True)]
+)
+def test_every_event_in_every_state_leads_where_the_table_says(state: State, event: str, after: State) -> None:
+    robot = Robot().in_state(state)
+    EVENTS[event](robot)
+    assert robot.loop.state is after
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_a_command_leaves_in_the_state_engaged_and_in_no_other(state: State) -> None:
+    robot = Robot().in_state(state)
+    command = robot.tick()
+    assert (command is not None) is (robot.loop.state is State.ENGAGED)
+    assert robot.blind_tick() is None
+    assert robot.loop.state is not State.ENGAGED
+
+
+def test_a_command_is_the_delta_from_the_newest_measurement_and_carries_its_oldest_stamp() -> None:
+    action = np.array([0.01, -0.02, 0.03, 0.1, 0.0, -0.2, 0.04])
+    robot = Robot(action=action).in_state(State.ENGAGED)
+    moved = np.array([0.52, 0.01, 0.12])
+    robot.now_ns += STEP_NS
+    robot.sense(ee_position=None)
+    robot.buffer.push("ee_position", robot.now_ns - 7, moved)
+    command = robot.loop.tick(robot.now_ns)
+    expected = delta_to_target({**SAMPLES, "ee_position": moved}, tiny_policy.ACTION.split(action))
+    assert command is not None
+    assert command.stamp_ns == robot.now_ns - 7
+    assert command.target.position.tobytes() == expected.position.tobytes()
+    assert command.target.position.tolist() == pytest.approx([0.53, -0.01, 0.15])
+    assert command.target.quaternion.tobytes() == expected.quaternion.tobytes()
+    assert command.target.gripper_position == 0.04
+
+
+def test_a_topic_that_stops_holds_the_robot_and_says_which() -> None:
+    for name in SAMPLES:
+        robot = Robot().in_state(State.ENGAGED)
+        assert robot.tick() is not None
+        commands = [robot.tick(**{name: None}) for _ in range(3)]
+        assert [command is None for command in commands] == [False, False, True]  # 50 and 100 ms are fresh, 150 ms is not
+        assert robot.loop.state is State.HOLD
+        assert robot.loop.reason == f"{name} is 0.150 s old, allowed are 0.100 s"
+
+
+def test_a_recovered_robot_infers_anew_from_what_it_sees_now() -> None:
+    robot = Robot().in_state(State.ENGAGED)
+    assert robot.tick() is not None
+    assert robot.blind_tick() is None
+    assert len(robot.policy.observations) == 1
+    assert robot.tick(cube_position=[0.6, 0.1, -0.05]) is not None  # three actions of the old chunk were left
+    assert len(robot.policy.observations) == 2
+    assert robot.policy.observations[1][-1].tolist()[-3:] == [0.6, 0.1, -0.05]
+    assert robot.loop.counters.inferences == 2
+    assert (robot.loop.state, robot.loop.reason) == (State.ENGAGED, "")
+
+
+@pytest.mark.parametrize(("stop_after_s", "ticks"), [(0.2, 4), (0.5, 10), (0.05, 1), (0.001, 1)])
+def test_a_hold_becomes_a_stop_after_exactly_the_configured_number_of_ticks(stop_after_s: float, ticks: int) -> None:
+    robot = Robot(stop_after_s=stop_after_s).in_state(State.ENGAGED)
+    states = [(robot.blind_tick(), robot.loop.state)[1] for _ in range(ticks + 1)]
+    assert states == [State.HOLD] * ticks + [State.STOPPED]
+
+
+def test_the_stop_is_counted_in_ticks_and_not_by_the_datas_clock() -> None:
+    robot = Robot(stop_after_s=0.2).in_state(State.ENGAGED)
+    for jump_ns in (10**15, 10**12, -(10**14), 3 * STEP_NS):  # stale after each
+        robot.now_ns += jump_ns
+        assert robot.loop.tick(robot.now_ns) is None
+        assert robot.loop.state is State.HOLD
+    assert robot.loop.tick(robot.now_ns) is None
+    assert robot.loop.state is State.STOPPED
+
+
+def test_a_hold_that_ends_in_time_starts_counting_from_zero_again() -> None:
+    robot = Robot(stop_after_s=0.2).in_state(State.ENGAGED)
+    for _ in range(5):
+        for _ in range(4):
+            robot.blind_tick()
+        assert robot.loop.state is State.HOLD
+        assert robot.tick() is not None
+
+
+def test_a_stop_keeps_its_reason_and_only_a_reset_ends_it() -> None:
+    robot = Robot().in_state(State.ENGAGED)
+    for _ in range(5):
+        robot.blind_tick()
+    reason = robot.loop.reason
+    assert robot.loop.state == State.STOPPED
+    assert "ee_position is" in reason
+    robot.sense()
+    robot.loop.disengage("deactivated")
+    assert robot.engage() == f"stopped: {reason}; call reset first"
+    assert [robot.tick() for _ in range(50)] == [None] * 50
+    assert (robot.loop.state, robot.loop.reason) == (State.STOPPED, reason)
+    robot.loop.reset()
+    assert robot.tick() is None  # a reset alone moves nothing
+    assert (robot.loop.state, robot.loop.reason) == (State.READY, "not engaged")
+    assert robot.engage() is None
+    assert robot.tick() is not None
+
+
+def test_engaging_is_refused_with_the_reason_and_changes_nothing() -> None:
+    robot = Robot()
+    assert robot.engage() == "ee_position has not arrived"
+    robot.sense(cube_position=[0.5, 0.05, 1e30])
+    assert "cube_position[2] = 1e+30 is far outside" in str(robot.engage())
+    robot.sense()
+    robot.now_ns += 10**9
+    assert "is 1.000 s old" in str(robot.engage())
+    assert (robot.loop.state, robot.loop.reason) == (State.READY, "not engaged")
+    robot.sense()
+    assert robot.engage() is None
+    assert robot.engage() == "already engaged"
+    assert not robot.policy.observations  # engaging itself runs nothing
+
+
+def test_each_engagement_starts_a_new_episode() -> None:
+    robot = Robot(spec=replace(tiny_policy.SPEC, observation_horizon=2)).in_state(State.ENGAGED)
+    robot.tick()
+    robot.tick(cube_position=[0.6, 0.0, 0.0])
+    robot.loop.disengage()
+    assert robot.engage() is None
+    robot.tick(cube_position=[0.4, 0.0, 0.0])
+    assert len(robot.policy.observations) == 2  # the rest of the old chunk is forgotten
+    history = robot.policy.observations[1]
+    assert np.array_equal(history[0], history[1])  # and so is what was seen
+    assert np.array_equal(robot.policy.noises[0], robot.policy.noises[1])  # the same seed and episode, from the start
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"cube_position": [0.5, 0.05, 1e30]}, {"gripper_position": [0.02, 9.0]}, {"ee_rotation": [1.0, 0, 0, 0, -1.0, 7.0]}],
+)
+def test_an_observation_far_outside_the_training_range_holds_before_the_network_sees_it(changed: dict[str, Any]) -> None:
+    robot = Robot().in_state(State.ENGAGED)
+    assert robot.tick(**changed) is None
+    assert robot.loop.state is State.HOLD
+    assert "far outside the training range" in robot.loop.reason
+    assert not robot.policy.observations
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_measured_rotation_that_is_none_holds() -> None:
+    robot = Robot().in_state(State.ENGAGED)
+    assert robot.tick(ee_rotation=np.zeros(6)) is None  # each zero is within its range
+    assert (robot.loop.state, robot.loop.reason) == (State.HOLD, "the target is not finite")
+
+
+@pytest.mark.parametrize("index", range(7))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30, -1e30])
+def test_an_absurd_action_is_rejected_counted_and_ends_in_a_stop(index: int, value: float) -> None:
+    action = STILL.copy()
+    action[index] = value
+    robot = Robot(stop_after_s=0.1, action=action).in_state(State.ENGAGED)
+    assert [robot.tick() for _ in range(3)] == [None] * 3
+    assert robot.loop.state is State.STOPPED
+    assert tiny_policy.ACTION.label(index) in robot.loop.reason
+    counters = robot.loop.counters
+    assert (counters.rejects, counters.holds, counters.commands, counters.clamps) == (3, 3, 0, 0)
+    assert counters.inferences == 3  # a rejected chunk is not continued
+
+
+def test_a_target_outside_the_workspace_is_clamped_or_rejected_and_counted() -> None:
+    robot = Robot(action=np.array([0.0, 0, -0.04, 0, 0, 0, 0.02])).in_state(State.ENGAGED)
+    command = robot.tick(ee_position=[0.5, 0.0, -0.10])  # to -0.14, 0.02 below the box
+    assert command is not None
+    assert command.target.position.tolist() == [0.5, 0.0, -0.12]
+    assert (robot.loop.counters.clamps, robot.loop.counters.rejects) == (1, 0)
+    assert robot.tick(ee_position=[0.5, 0.0, -0.15]) is None  # to -0.19, 0.07 below the box
+    assert (robot.loop.counters.clamps, robot.loop.counters.rejects) == (1, 1)
+    assert robot.loop.state is State.HOLD
+
+
+def test_an_action_that_is_clamped_twice_counts_once() -> None:
+    robot = Robot(action=np.array([0.0, 0, -0.055, 0, 0, 0, 0.041])).in_state(State.ENGAGED)
+    command = robot.tick(ee_position=[0.5, 0.0, -0.10])
+    assert command is not None
+    assert command.target.position.tolist() == [0.5, 0.0, -0.12]
+    assert command.target.gripper_position == 0.04
+    assert robot.loop.counters.clamps == 1
+
+
+def test_the_counters_add_up() -> None:
+    robot = Robot().in_state(State.READY)
+    robot.tick()
+    robot.engage()
+    for _ in range(6):
+        robot.tick()
+    robot.blind_tick()
+    robot.blind_tick()
+    robot.tick()
+    robot.loop.stop("pressed")
+    robot.tick()
+    counters = robot.loop.counters
+    assert (counters.ticks, counters.commands, counters.holds) == (11, 7, 2)
+    assert counters.inferences == 3  # steps 1 and 5, and the first after the hold
+
+
+@pytest.mark.parametrize("error", [RuntimeError("device lost"), ValueError("shape"), MemoryError()])
+def test_an_error_of_the_policy_reaches_the_caller_who_decides_and_no_command_leaves(error: Exception) -> None:
+    robot = Robot(error=error).in_state(State.ENGAGED)
+    with pytest.raises(type(error)):
+        robot.tick()
+    assert robot.loop.counters.commands == 0
+    robot.loop.stop(f"internal error: {error!r}")
+    assert robot.tick() is None

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of the observation buffer: every field fresh, or none at all and the reason why."""
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from otpr_policy.errors import SpecError
+from otpr_policy.observation import FUTURE_TOLERANCE_NS, Missing, Observation, ObservationBuffer
+from otpr_policy.spec import Field, VectorSpec
+
+SPEC = VectorSpec((Field("hand", "m", (-1.0,) * 3, (1.0,) * 3), Field("cube", "m", (-1.0,) * 2, (1.0,) * 2)))
+HAND, CUBE = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5])
+START = 1_700_000_000_123_456_789  # a wall clock's nanoseconds: no float64 holds them exactly
+
+
+def _buffer(hand_at: int = START, cube_at: int = START) -> ObservationBuffer:
+    buffer = ObservationBuffer(SPEC, {"hand": 0.1, "cube": 0.25})
+    assert buffer.push("hand", hand_at, HAND) is None
+    assert buffer.push("cube", cube_at, CUBE) is None
+    return buffer
+
+
+def _reason(buffer: ObservationBuffer, now_ns: int) -> str:
+    observed = buffer.observe(now_ns)
+    assert isinstance(observed, Missing)
+    return observed.reason
+
+
+def test_fresh_fields_make_an_observation_stamped_with_the_oldest() -> None:
+    observed = _buffer(START + 5, START + 3).observe(START + 10)
+    assert isinstance(observed, Observation)
+    assert observed.stamp_ns == START + 3
+    assert {name: values.tolist() for name, values in observed.values.items()} == {"hand": [0.1, 0.2, 0.3], "cube": [0.4, 0.5]}
+
+
+@pytest.mark.parametrize("missing", ["hand", "cube"])
+def test_a_field_that_never_came_makes_the_whole_observation_missing(missing: str) -> None:
+    buffer = ObservationBuffer(SPEC, {"hand": 0.1, "cube": 0.25})
+    buffer.push(*(("cube", START, CUBE) if missing == "hand" else ("hand", START, HAND)))
+    assert _reason(buffer, START) == f"{missing} has not arrived"
+
+
+@pytest.mark.parametrize(("field", "limit_ns"), [("hand", 100_000_000), ("cube", 250_000_000)])
+def test_a_field_is_fresh_at_its_age_limit_and_stale_one_nanosecond_later(field: str, limit_ns: int) -> None:
+    buffer = _buffer(START if field == "hand" else START + limit_ns, START if field == "cube" else START + limit_ns)
+    assert isinstance(buffer.observe(START + limit_ns - 1), Observation)
+    assert isinstance(buffer.observe(START + limit_ns), Observation)
+    assert _reason(buffer, START + limit_ns + 1).startswith(f"{field} is {limit_ns / 1e9:.3f} s old")
+
+
+def test_one_stale_field_is_enough_however_fresh_the_other() -> None:
+    buffer = _buffer()
+    for now_ns in range(START, START + 10**9, 50_000_000):
+        buffer.push("hand", now_ns, HAND)
+    assert _reason(buffer, START + 10**9).startswith("cube is 1.000 s old, allowed are 0.250 s")
+
+
+def test_a_stopped_topic_that_comes_back_is_fresh_again() -> None:
+    buffer = _buffer()
+    assert "hand is" in _reason(buffer, START + 200_000_000)
+    buffer.push("hand", START + 200_000_000, HAND * 2)
+    observed = buffer.observe(START + 200_000_000)
+    assert isinstance(observed, Observation)
+    assert observed.values["hand"].tolist() == (HAND * 2).tolist()
+
+
+def test_a_stamp_a_little_ahead_is_a_clock_difference_and_further_ahead_a_fault() -> None:
+    buffer = _buffer(START + FUTURE_TOLERANCE_NS, START)
+    assert isinstance(buffer.observe(START), Observation)
+    assert "hand is stamped 0.050 s in the future" in _reason(buffer, START - 1)
+
+
+def test_a_message_older_than_the_last_is_refused_and_the_newer_one_stays() -> None:
+    buffer = _buffer(START + 1_000_000_000, START + 1_000_000_000)
+    assert buffer.push("hand", START + 900_000_000, HAND * 9) == "hand came out of order, 0.100 s older than the last"
+    observed = buffer.observe(START + 1_000_000_000)
+    assert isinstance(observed, Observation)
+    assert observed.values["hand"].tolist() == HAND.tolist()
+
+
+def test_a_message_of_the_same_stamp_replaces_the_last() -> None:
+    buffer = _buffer()
+    assert buffer.push("hand", START, HAND * 2) is None
+    observed = buffer.observe(START)
+    assert isinstance(observed, Observation)
+    assert observed.values["hand"].tolist() == (HAND * 2).tolist()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_number_that_is_not_finite_is_refused_and_the_older_sample_ages_on(bad: float, place: int) -> None:
+    buffer = _buffer()
+    values = HAND.copy()
+    values[place] = bad
+    assert buffer.push("hand", START + 50, values) == "hand came with a number that is not finite"
+    observed = buffer.observe(START + 100_000_000)
+    assert isinstance(observed, Observation)
+    assert observed.values["hand"].tolist() == HAND.tolist()
+    assert observed.stamp_ns == START
+    assert "hand is" in _reason(buffer, START + 100_000_001)
+
+
+@pytest.mark.parametrize("values", [np.zeros(2), np.zeros(4), np.zeros((1, 3)), np.zeros((3, 1)), np.float64(0), np.zeros(0)])
+def test_another_size_is_refused_rather_than_cut_or_padded(values: Any) -> None:
+    buffer = _buffer()
+    reason = buffer.push("hand", START + 1, values)
+    assert reason is not None
+    assert reason.startswith("hand came with shape")
+    assert buffer.complete_until_ns == START
+
+
+def test_the_reason_for_a_stale_field_says_why_its_last_message_was_refused() -> None:
+    buffer = _buffer()
+    buffer.push("hand", START + 10, np.full(3, np.nan))
+    late = START + 200_000_000
+    assert _reason(buffer, late) == "hand is 0.200 s old, allowed are 0.100 s (hand came with a number that is not finite)"
+    buffer.refuse("hand", "frame is 'camera', expected 'base'")
+    assert _reason(buffer, late).endswith("(frame is 'camera', expected 'base')")
+    buffer.push("hand", START + 20, HAND)
+    assert _reason(buffer, late) == "hand is 0.200 s old, allowed are 0.100 s"  # it is forgotten with the next good message
+
+
+def test_a_field_that_only_ever_came_unreadable_says_so() -> None:
+    buffer = ObservationBuffer(SPEC, {"hand": 0.1, "cube": 0.25})
+    buffer.refuse("hand", "joint 'a' is not in the message")
+    assert _reason(buffer, START) == "hand has not arrived (joint 'a' is not in the message)"
+
+
+def test_a_refused_message_alone_does_not_make_a_fresh_field_missing() -> None:
+    buffer = _buffer()
+    buffer.refuse("hand", "unreadable")
+    assert isinstance(buffer.observe(START + 1), Observation)
+
+
+def test_complete_until_is_the_stamp_of_the_field_that_lags_most() -> None:
+    buffer = ObservationBuffer(SPEC, {"hand": 0.1, "cube": 0.25})
+    assert buffer.complete_until_ns is None
+    buffer.push("hand", START, HAND)
+    assert buffer.complete_until_ns is None
+    buffer.push("cube", START - 7, CUBE)
+    assert buffer.complete_until_ns == START - 7
+    buffer.push("cube", START + 7, CUBE)
+    assert buffer.complete_until_ns == START
+    buffer.push("hand", START + 9, np.full(3, np.nan))
+    assert buffer.complete_until_ns == START
+    buffer.clear()
+    assert buffer.complete_until_ns is None
+    assert _reason(buffer, START) == "hand has not arrived"
+
+
+def test_after_clearing_an_earlier_clock_is_welcome() -> None:
+    buffer = _buffer()
+    buffer.refuse("hand", "unreadable")
+    buffer.clear()
+    assert buffer.push("hand", 0, HAND) is None
+    assert buffer.push("cube", 0, CUBE) is None
+    assert isinstance(buffer.observe(0), Observation)
+
+
+def test_what_was_pushed_is_copied_and_what_was_observed_does_not_change() -> None:
+    buffer = _buffer()
+    values = HAND.copy()
+    buffer.push("hand", START + 1, values)
+    values[:] = 99.0
+    first = buffer.observe(START + 1)
+    buffer.push("hand", START + 2, HAND * 2)
+    assert isinstance(first, Observation)
+    assert first.values["hand"].tolist() == HAND.tolist()
+
+
+def test_a_field_that_the_policy_does_not_read_and_a_field_without_age_limit_are_bugs_of_the_caller() -> None:
+    with pytest.raises(SpecError, match="unknown field 'elbow'"):
+        _buffer().push("elbow", START, HAND)
+    with pytest.raises(KeyError, match="cube"):
+        ObservationBuffer(SPEC, {"hand": 0.1})
+
+
+def test_threads_that_push_and_observe_never_see_half_a_sample() -> None:
+    buffer = _buffer()
+    torn: list[Any] = []
+
+    def push() -> None:
+        for step in range(1, 2000):
+            buffer.push("hand", START + step, np.full(3, float(step)))
+
+    def observe() -> None:
+        while writer.is_alive():
+            observed = buffer.observe(START + 2000)
+            assert isinstance(observed, Observation)
+            hand = observed.values["hand"]
+            if hand[0] != hand[2] and hand[0] >= 1.0:
+                torn.append(hand)
+
+    writer, reader = threading.Thread(target=push), threading.Thread(target=observe)
+    writer.start()
+    reader.start()
+    writer.join()
+    reader.join()
+    assert not torn
+    assert buffer.complete_until_ns == START  # the cube's

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launch file says what the table in otpr_policy.bringup says.
+
+``launch`` and ``launch_ros`` come with ROS and not from pip. Where they are missing a stand-in records how the launch file calls them;
+where they are there, the last tests run the real thing.
+"""
+
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import pairwise, product
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tiny_policy
+import yaml
+
+from otpr_policy import bringup
+
+LAUNCH_FILE = Path(__file__).resolve().parent.parent / "launch/bringup.launch.py"
+NO_LAUNCH_ROS = "launch_ros is not on PyPI; this runs on a machine that has ROS 2"
+ROS2 = shutil.which("ros2", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+class Call:
+    """A recorded call of something in ``launch``: its arguments; what was called is the class."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
+
+    @property
+    def name(self) -> str:
+        """What was called."""
+        return type(self).__name__
+
+
+class StandIn(ModuleType):
+    """A module that has every class one asks for, each of which records its call."""
+
+    def __getattr__(self, name: str) -> type[Call]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (Call,), {})
+
+
+@pytest.fixture
+def actions(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """What the launch file makes, recorded."""
+    modules = ["launch", *(f"launch.{name}" for name in ("action", "actions", "condition", "conditions", "substitutions"))]
+    for name in [*modules, "launch_ros", "launch_ros.actions", "launch_ros.parameter_descriptions"]:
+        monkeypatch.setitem(sys.modules, name, StandIn(name))
+    description = runpy.run_path(str(LAUNCH_FILE))["generate_launch_description"]()
+    assert description.name == "LaunchDescription"
+    return list(description.args[0])
+
+
+def evaluate(value: Any, arguments: dict[str, str]) -> Any:
+    """What a recorded substitution or condition stands for, with these launch arguments."""
+    if not isinstance(value, Call):
+        return value
+    inner = [evaluate(argument, arguments) for argument in value.args]
+    match value.name:
+        case "LaunchConfiguration":
+            return arguments[inner[0]]
+        case "ParameterValue":
+            return inner[0] == "true" if value.kwargs["value_type"] is bool else value.kwargs["value_type"](inner[0])
+        case "NotEqualsSubstitution":
+            return inner[0] != inner[1]
+        case "IfCondition":
+            return inner[0]
+    raise AssertionError(f"the launch file uses {value.name}, which this test does not know")
+
+
+def test_the_launch_file_declares_the_arguments_of_the_table(actions: list[Call]) -> None:
+    declared = [action for action in actions if action.name == "DeclareLaunchArgument"]
+    assert [
+        (*action.args, action.kwargs["default_value"], action.kwargs["description"], action.kwargs["choices"]) for action in declared
+    ] == [(argument.name, argument.default, argument.description, argument.choices or None) for argument in bringup.ARGUMENTS]
+
+
+@pytest.mark.parametrize(("sim", "record", "use_sim_time"), list(product(["true", "false"], ["", "episodes"], ["true", "false"])))
+def test_launch_file_and_command_start_the_same_processes(actions: list[Call], sim: str, record: str, use_sim_time: str) -> None:
+    given = {"policy": "a policy.onnx", "robot": "007", "sim": sim, "record": record, "use_sim_time": use_sim_time, "log_level": "warn"}
+    by_launch = []
+    for node in (action for action in actions if action.name == "Node"):
+        if node.kwargs["condition"] is None or evaluate(node.kwargs["condition"], given):
+            (parameters,) = node.kwargs["parameters"]
+            assert evaluate(node.kwargs["ros_arguments"][1], given) == "warn"
+            values = {name: evaluate(value, given) for name, value in parameters.items()}
+            by_launch.append((node.kwargs["name"], [node.kwargs["executable"], *node.kwargs["arguments"]], values))
+    by_command = []
+    for process in bringup.processes(given):
+        words = list(process.argv)
+        by_command.append((process.name, words[: words.index("--ros-args")], dict(ros_parameters(words))))
+    assert by_launch == by_command
+
+
+def ros_parameters(words: list[str]) -> Iterator[tuple[str, object]]:
+    """The parameters on a command line, read as ROS reads them."""
+    for flag, value in pairwise(words):
+        if flag == "--param":
+            name, _, text = value.partition(":=")
+            yield name, yaml.safe_load(text)
+
+
+def test_a_simulation_stays_on_this_machine_unless_the_user_says_otherwise(actions: list[Call]) -> None:
+    (variable,) = (action for action in actions if action.name == "SetEnvironmentVariable")
+    name, value = variable.args
+    assert (name, value.name, value.args, value.kwargs) == (
+        "ROS_AUTOMATIC_DISCOVERY_RANGE",
+        "EnvironmentVariable",
+        ("ROS_AUTOMATIC_DISCOVERY_RANGE",),
+        {"default_value": "LOCALHOST"},
+    )
+    assert evaluate(variable.kwargs["condition"], {"sim": "true"})
+    assert not evaluate(variable.kwargs["condition"], {"sim": "false"})
+
+
+def test_ros2_launch_shows_the_arguments() -> None:
+    pytest.importorskip("launch_ros", reason=NO_LAUNCH_ROS)
+    assert ROS2 is not None
+    shown = subprocess.run([ROS2, "launch", LAUNCH_FILE, "--show-args"], capture_output=True, text=True, timeout=60, check=False)
+    assert shown.returncode == 0, shown.stderr
+    for argument in bringup.ARGUMENTS:
+        assert f"'{argument.name}':" in shown.stdout
+        assert argument.description in shown.stdout
+
+
+@pytest.mark.ros
+def test_ros2_launch_brings_the_policy_node_up_and_down(tmp_path: Path) -> None:
+    pytest.importorskip("launch_ros", reason=NO_LAUNCH_ROS)
+    assert ROS2 is not None
+    policy = tiny_policy.write(tmp_path / "tiny.onnx")
+    log = tmp_path / "log"
+    with log.open("w", encoding="utf-8") as output:
+        words = [ROS2, "launch", str(LAUNCH_FILE), f"policy:={policy}", "sim:=false"]
+        launch = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + 60
+            while "READY" not in log.read_text(encoding="utf-8") and time.monotonic() < deadline:
+                assert launch.poll() is None, log.read_text(encoding="utf-8")
+                time.sleep(0.1)
+            launch.send_signal(signal.SIGINT)
+            launch.wait(timeout=30)
+        finally:
+            launch.kill()
+    text = log.read_text(encoding="utf-8")
+    assert "READY" in text, text
+    assert "[policy_node-1]: process has finished cleanly" in text, text
