@@ -223,9 +223,11 @@ class PolicyNode(LifecycleNode):
 
     def _on_message(self, sources: dict[str, ObservationSource], message: Any) -> None:
         stamp_ns = stamp_to_ns(message.header.stamp)
+        # In lockstep the newest stamp is what time it is; /clock may arrive after the data.
+        now_ns = stamp_ns if self._pacing is Pacing.OBSERVATION else int(self.get_clock().now().nanoseconds)
         for name, source in sources.items():
             try:
-                refused = self._buffer.push(name, stamp_ns, decode(source, message))
+                refused = self._buffer.push(name, stamp_ns, decode(source, message), now_ns)
             except ValueError as error:
                 self._buffer.refuse(name, str(error))
                 refused = str(error)
