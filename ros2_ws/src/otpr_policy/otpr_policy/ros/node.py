@@ -66,6 +66,7 @@ class PolicyNode(LifecycleNode):
         self._thread: ControlThread | None = None
         self._entities: list[Any] = []  # what configure made, in order
         self._published_state = ""
+        self._logged_state: State | None = None
         self._engagements = 0
         self.failure = ""  # why the last transition failed
 
@@ -284,6 +285,8 @@ class PolicyNode(LifecycleNode):
         if state != self._published_state:
             self._published_state = state
             self._state_publisher.publish(String(data=state))
+        if self._control.state is not self._logged_state:  # a reason may change with every tick; the log gets the first one
+            self._logged_state = self._control.state
             if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
                 self.get_logger().warning(state)
             else:
