@@ -15,6 +15,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 SUPPORTED := 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'
 VENV := .venv
 BIN := $(VENV)/bin
+# As a module: pip's script for the command does not start from a path that has a space in it.
+OTPR := $(BIN)/python -m otpr_policy.cli
 # One empty file per finished step. A step is done again when the files that it depends on are newer.
 DONE := $(VENV)/done
 SRC := ros2_ws/src
@@ -26,6 +28,9 @@ FAILED = { echo "make: '$@' failed: read the lines above, check the network and 
 
 # The ROS wheels mark an environment whose library path they have set; a mark inherited from another environment would be wrong here.
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
+# Nor may modules of another ROS or Python installation come before those of the environment.
+unexport PYTHONPATH
+unexport AMENT_PREFIX_PATH
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-slow check format train-lift env env-sim env-trainer clean
@@ -34,7 +39,7 @@ help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
 
 demo: env-sim  ## run the shipped policy on the simulated robot over ROS 2 (EPISODES=20); needs no torch
-	@$(BIN)/otpr demo policies/lift.onnx --episodes $(EPISODES) --out out/demo
+	@$(OTPR) demo policies/lift.onnx --episodes $(EPISODES) --out out/demo --overwrite
 
 test: check  ## all checks and tests, what CI runs
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST)
@@ -54,10 +59,10 @@ format: env  ## put all files into the project's format
 	@$(BIN)/ruff format .
 
 train-lift: env-trainer  ## from no data to out/lift/lift.onnx: demonstrations, training, export, evaluation
-	$(BIN)/otpr demos collect --task lift --episodes 100 --out out/lift/demos --overwrite
-	$(BIN)/otpr train bc --task lift --demos out/lift/demos --out out/lift/run --overwrite
-	$(BIN)/otpr export out/lift/run --out out/lift/lift.onnx --overwrite
-	$(BIN)/otpr eval out/lift/lift.onnx --task lift --episodes 100
+	$(OTPR) demos collect --task lift --episodes 100 --out out/lift/demos --overwrite
+	$(OTPR) train bc --task lift --demos out/lift/demos --out out/lift/run --overwrite
+	$(OTPR) export out/lift/run --out out/lift/lift.onnx --overwrite
+	$(OTPR) eval out/lift/lift.onnx --task lift --episodes 100
 
 env: env-trainer $(DONE)/dev  ## the whole environment, in .venv
 

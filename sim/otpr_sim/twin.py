@@ -5,6 +5,7 @@ Commands arrive when they like; time advances when the caller says. A pose takes
 gripper command, at the moment the simulation next advances.
 """
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from otpr_policy.command import CartesianTarget
-from otpr_policy.files import atomic_path
+from otpr_policy.files import write_bytes
 from otpr_policy.spec import Array
 from otpr_sim.env import TaskEnv, episode_seed
 
@@ -67,8 +68,11 @@ class TwinCore:
         """Writes the trace of the episode so far, if traces are wanted. Raises OutputError when that fails."""
         if self._trace_directory is not None and len(self._trace) > 1:
             states, joints = (np.stack(column) for column in zip(*self._trace, strict=True))
-            with atomic_path(self._trace_directory / f"episode_{self.episode:04d}.npz") as path, open(path, "wb") as stream:
-                np.savez(stream, state=states, joint_positions=joints, success=np.array(self.succeeded))
+            archive = (
+                io.BytesIO()
+            )  # written to disk in one piece: a zip file that meets a full disk complains once more when it is collected
+            np.savez(archive, state=states, joint_positions=joints, success=np.array(self.succeeded))
+            write_bytes(self._trace_directory / f"episode_{self.episode:04d}.npz", archive.getvalue())
         self._trace = []
 
     def take_pose(self, command: PoseCommand) -> str | None:

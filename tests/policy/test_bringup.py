@@ -82,6 +82,7 @@ def test_overrides_of_a_node_that_does_not_exist_are_refused() -> None:
 
 def test_a_simulation_stays_on_this_machine_and_a_robot_and_the_users_choice_stay_what_they_are() -> None:
     reach = "ROS_AUTOMATIC_DISCOVERY_RANGE"
-    assert bringup.environment(POLICY, {"HOME": "/h"}) == {"HOME": "/h", reach: "LOCALHOST"}
-    assert bringup.environment(POLICY, {reach: "SUBNET"}) == {reach: "SUBNET"}
-    assert bringup.environment({**POLICY, "sim": "false"}, {"HOME": "/h"}) == {"HOME": "/h"}
+    always = {"PYTHONSAFEPATH": "1"}
+    assert bringup.environment(POLICY, {"HOME": "/h"}) == {"HOME": "/h", reach: "LOCALHOST", **always}
+    assert bringup.environment(POLICY, {reach: "SUBNET"}) == {reach: "SUBNET", **always}
+    assert bringup.environment({**POLICY, "sim": "false"}, {"HOME": "/h"}) == {"HOME": "/h", **always}

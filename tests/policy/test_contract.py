@@ -193,7 +193,7 @@ def test_a_source_must_be_readable_and_complete() -> None:
 
 @pytest.mark.parametrize("path", [path for path in _keys(DATA) if path.endswith(".topic")])
 def test_a_topic_that_is_empty_is_refused(path: str) -> None:
-    with pytest.raises(ContractError, match=f"{path} is empty"):
+    with pytest.raises(ContractError, match=f"{path}: '' is not a topic name"):
         parse_contract(_with(path, ""))
 
 

@@ -60,7 +60,11 @@ def test_poll_names_the_process_that_ended_and_how(supervisor: Supervisor, lines
 
 
 def test_stopping_asks_first_and_a_process_that_obeys_may_clean_up(supervisor: Supervisor, lines: Lines) -> None:
-    program = "import time\ntry:\n    print('ready', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n    print('cleaned up')"
+    program = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('cleaned up', flush=True), sys.exit(0)))\n"
+        "print('ready', flush=True); time.sleep(60)"
+    )
     supervisor.start(python("a", program))
     wait_until(lambda: bool(lines))
     assert supervisor.stop() == [Exit("a", 0)]

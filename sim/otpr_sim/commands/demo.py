@@ -7,29 +7,34 @@ import math
 import os
 import secrets
 import sys
-import time
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from otpr_policy import artifact, bringup
 from otpr_policy.cli import Command
 from otpr_policy.contract import load_contract
-from otpr_policy.errors import ContractError, OutputError, TaskError
-from otpr_policy.files import write_text
+from otpr_policy.errors import ContractError, TaskError
+from otpr_policy.files import make_directory, refuse_existing, write_text
 from otpr_policy.success import SuccessRate
 from otpr_policy.supervisor import Supervisor
 from otpr_policy.table import format_table
 from otpr_sim import registry
 from otpr_sim.env import TaskSpec
 from otpr_sim.filmstrip import filmstrip_of_trace
+from otpr_sim.process_logs import ProcessLogs
+
+if TYPE_CHECKING:  # needs rclpy, which reads the ROS domain when it is first used: not before the demo has chosen one
+    from otpr_sim.ros.episode_runner import Outcome
 
 _START_TIMEOUT_S = 60.0  # the first start after an installation compiles bytecode and reads meshes from disk
+SUMMARY = "summary.json"
 _DEFAULT_SEED = 20_000  # apart from the seeds that demonstrations, training and `otpr eval` use by default
+# Names of the two nodes' diagnostic statuses.
+POLICY_STATUS, TWIN_STATUS = "/policy_node: policy", "/twin: simulation"
 _PERCENTILES = ("p50", "p99", "p999", "max")
 _COUNTERS = ("ticks", "commands", "inferences", "deadline_misses", "clamps", "rejects", "holds", "refused_messages")
 
@@ -55,23 +60,30 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="directory for summary.json, the filmstrip and the logs")
     parser.add_argument("--lockstep", action="store_true", help="simulate step by step with the policy instead of in real time")
     parser.add_argument("--require", type=float, default=0.8, help="exit with status 1 when the success rate is below this")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier demo in --out")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.episodes < 1:
         raise TaskError(f"--episodes {arguments.episodes}: at least one is needed")
+    if arguments.seed < 0:
+        raise TaskError(f"--seed {arguments.seed} must be 0 or more")
+    if not 0 <= arguments.require <= 1:
+        raise TaskError(f"--require {arguments.require} is not a success rate, 0 to 1")
+    if (arguments.out / SUMMARY).exists():
+        refuse_existing(arguments.out, arguments.overwrite)
     demo = Demo(
         arguments.artifact, arguments.robot, arguments.episodes, arguments.seed, arguments.out, arguments.lockstep, arguments.require
     )
     summary = run_demo(demo)
-    write_text(demo.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(demo.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
     needed = math.ceil(demo.required * demo.episodes)
     if arguments.json:
         print(json.dumps(summary))
     else:
         print(describe(summary))
-        print(f"\nwritten: {demo.out / 'summary.json'}, {summary['filmstrip'] or 'no filmstrip'}, logs in {demo.out}")
+        print(f"\nwritten: {demo.out / SUMMARY}, {summary['filmstrip'] or 'no filmstrip'}, logs in {demo.out}")
     if summary["successes"] < needed:
         raise TaskError(f"{summary['successes']}/{demo.episodes} episodes succeeded, {needed} are required; see {demo.out}")
     return 0
@@ -80,10 +92,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def run_demo(demo: Demo) -> dict[str, Any]:
     """Starts policy node and twin, runs the episodes, stops both, and draws one episode. Returns the summary."""
     policy, task = _check(demo)
-    try:
-        demo.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write {demo.out}: {error.strerror}") from error
+    make_directory(demo.out)
     trace = demo.out / "trace"
     for stale in trace.glob("episode_*.npz"):
         stale.unlink()
@@ -97,11 +106,11 @@ def run_demo(demo: Demo) -> dict[str, Any]:
         "pacing": "lockstep" if demo.lockstep else "real_time",
         "horizon": task.horizon,
         "success_rule": task.success_rule,
-        "observation_to_command_ms": _latency(diagnostics["/twin: simulation"], "observation_to_command"),
-        "inference_ms": _latency(diagnostics["/policy_node: policy"], "inference"),
-        "providers": diagnostics["/policy_node: policy"]["providers"],
-        "late_simulation_cycles": int(diagnostics["/twin: simulation"]["late_cycles"]),
-        **{name: int(diagnostics["/policy_node: policy"][name]) for name in _COUNTERS},
+        "observation_to_command_ms": _latency(diagnostics[TWIN_STATUS], "observation_to_command"),
+        "inference_ms": _latency(diagnostics[POLICY_STATUS], "inference"),
+        "providers": diagnostics[POLICY_STATUS]["providers"],
+        "late_simulation_cycles": int(diagnostics[TWIN_STATUS]["late_cycles"]),
+        **{name: int(diagnostics[POLICY_STATUS][name]) for name in _COUNTERS},
         "outcomes": [{"episode": o.episode, "success": o.success, "seconds": round(o.seconds, 3), "ended": o.ended} for o in outcomes],
         "filmstrip": _draw(demo, task, trace, [outcome.episode for outcome in outcomes if outcome.success]),
     }
@@ -114,37 +123,34 @@ def _check(demo: Demo) -> tuple[artifact.PolicyArtifact, TaskSpec]:
     contract.check_serves(policy.manifest.policy)
     if contract.twin is None:
         raise ContractError(f"robot {contract.robot} has no twin to run the demo on")
+    task = registry.spec(contract.twin.task)
     if policy.manifest.provenance.task != contract.twin.task:
         raise TaskError(f"{demo.policy} is for task {policy.manifest.provenance.task!r}, the twin plays {contract.twin.task!r}")
-    return policy, registry.spec(contract.twin.task)
+    return policy, task
 
 
-def _run_processes(demo: Demo, task: TaskSpec, trace: Path) -> tuple[list[Any], dict[str, dict[str, str]]]:
+def _run_processes(demo: Demo, task: TaskSpec, trace: Path) -> "tuple[list[Outcome], dict[str, dict[str, str]]]":
     arguments = {"policy": str(demo.policy.resolve()), "robot": demo.robot, "log_level": "warn"}
     overrides: dict[str, dict[str, bringup.ParameterValue]] = {
         "policy_node": {"noise_seed": demo.seed, "pacing": "observation" if demo.lockstep else "clock"},
         "twin": {"seed": demo.seed, "pacing": "lockstep" if demo.lockstep else "real_time", "trace": str(trace.resolve())},
     }
     environment = _isolated(bringup.environment(arguments, os.environ))
-    logs: dict[str, TextIO] = {}
-    with ExitStack() as stack:
-        supervisor = stack.enter_context(Supervisor(lambda name, line: _log(logs[name], line)))
+    with ProcessLogs(demo.out) as logs, Supervisor(logs.write) as supervisor:
         for process in bringup.processes(arguments, overrides):
-            logs[process.name] = stack.enter_context(open(demo.out / f"{process.name}.log", "w", encoding="utf-8"))
             supervisor.start(process, environment)
-        stack.callback(supervisor.stop)  # the last thing entered is the first undone: logs stay open until the processes have ended
-        return _run_episodes(demo, task, supervisor, environment)
+        return _run_episodes(demo, task, supervisor, logs, environment)
 
 
 def _run_episodes(
-    demo: Demo, task: TaskSpec, supervisor: Supervisor, environment: Mapping[str, str]
-) -> tuple[list[Any], dict[str, dict[str, str]]]:
+    demo: Demo, task: TaskSpec, supervisor: Supervisor, logs: ProcessLogs, environment: Mapping[str, str]
+) -> "tuple[list[Outcome], dict[str, dict[str, str]]]":
     os.environ.update({name: environment[name] for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE")})
     from otpr_sim.ros.episode_runner import running  # rclpy reads the domain when it is first used
 
     def alive() -> str | None:
         ended = supervisor.poll()
-        return None if ended is None else f"{ended}; see {demo.out / f'{ended.name}.log'}"
+        return None if ended is None else f"{ended}: {logs.last_line(ended.name)}"
 
     with running(horizon_s=task.horizon / task.control_rate_hz, lockstep=demo.lockstep, alive=alive) as runner:
         runner.wait_until_ready(_START_TIMEOUT_S)
@@ -157,18 +163,12 @@ def _run_episodes(
                 bar.set_postfix_str(f"{sum(o.success for o in outcomes)}/{len(outcomes)} succeeded")
                 bar.update()
         runner.next_episode()  # ends the last episode, so that its trace is written
-        runner.wait_for_diagnostics()
-        return outcomes, runner.diagnostics
+        return outcomes, runner.wait_for_diagnostics()
 
 
 def _isolated(environment: Mapping[str, str]) -> dict[str, str]:
     """Its own ROS domain, unless the user chose one: a demo must not meet a robot, or another demo, on this machine."""
     return {"ROS_DOMAIN_ID": str(1 + secrets.randbelow(100)), **environment}
-
-
-def _log(stream: TextIO, line: str) -> None:
-    stream.write(f"{time.strftime('%H:%M:%S')} {line}\n")
-    stream.flush()
 
 
 def _latency(values: Mapping[str, str], prefix: str) -> dict[str, float] | None:
@@ -197,6 +197,7 @@ def describe(summary: Mapping[str, Any]) -> str:
         rows.append((label, "none" if latency is None else f"p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f} ms"))
     rows += [
         ("deadline misses", f"{summary['deadline_misses']} of {summary['ticks']} ticks"),
+        ("simulation too late", f"{summary['late_simulation_cycles']} cycles of 10 ms"),
         ("clamps", str(summary["clamps"])),
         ("rejects", str(summary["rejects"])),
         ("holds", str(summary["holds"])),

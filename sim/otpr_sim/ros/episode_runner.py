@@ -16,7 +16,6 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool, Int32, String
 from std_srvs.srv import SetBool, Trigger
@@ -24,7 +23,9 @@ from std_srvs.srv import SetBool, Trigger
 from otpr_policy.control import State
 from otpr_policy.errors import EnvironmentSetupError
 from otpr_policy.ros.messages import LATCHED_QOS, stamp_to_ns
+from otpr_policy.ros.process import start_ros
 
+_STATUSES = {"/policy_node: policy", "/twin: simulation"}  # what each node's diagnostics are called
 _POLL_S = 0.05
 _CALL_TIMEOUT_S = 10.0
 _LOCKSTEP_WALL_LIMIT_S = 300.0
@@ -96,11 +97,11 @@ class EpisodeRunner:
         self._wait_for(lambda: self._episode == episode and self._success is False, _CALL_TIMEOUT_S, f"episode {episode} to start")
         self._call(self._clear_client, Trigger.Request())
 
-    def wait_for_diagnostics(self) -> None:
-        """Waits for one more message of each node that has spoken, so that their numbers are complete."""
-        names = set(self.diagnostics)
+    def wait_for_diagnostics(self) -> dict[str, dict[str, str]]:
+        """Waits for one more message of each node, so that the numbers are complete; the values by name of the status."""
         self.diagnostics.clear()
-        self._wait_for(lambda: names <= set(self.diagnostics), _CALL_TIMEOUT_S, "diagnostics")
+        self._wait_for(lambda: set(self.diagnostics) >= _STATUSES, _CALL_TIMEOUT_S, "diagnostics")
+        return self.diagnostics
 
     def close(self) -> None:
         """Leaves the graph."""
@@ -165,8 +166,8 @@ class EpisodeRunner:
 def running(*, horizon_s: float, lockstep: bool, alive: Callable[[], str | None]) -> Iterator[EpisodeRunner]:
     """An episode runner in a context of its own, both gone afterwards. Arguments as for :class:`EpisodeRunner`."""
     context = Context()
-    # Ctrl-C stays Python's: the caller unwinds and stops its processes before the context ends.
-    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
+    # Signals stay Python's: the caller unwinds and stops its processes before the context ends.
+    start_ros(context=context)
     try:
         runner = EpisodeRunner(context, horizon_s=horizon_s, lockstep=lockstep, alive=alive)
         try:

@@ -24,8 +24,10 @@ class StatePublisher:
         self._env = env
         topics: dict[str, tuple[Any, Callable[[], Any]]] = {}
         for name, source in contract.observations.items():
-            publisher = node.create_publisher(MESSAGE_CLASSES[source.type], source.topic, STATE_PUBLISHER_QOS)
-            topics.setdefault(source.topic, (publisher, self._message_maker(name, source)))
+            make = self._message_maker(name, source)
+            if source.topic not in topics:
+                publisher = node.create_publisher(MESSAGE_CLASSES[source.type], source.topic, STATE_PUBLISHER_QOS)
+                topics[source.topic] = (publisher, make)
         self._topics = list(topics.values())
 
     def publish(self, stamp_ns: int) -> None:

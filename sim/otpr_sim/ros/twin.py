@@ -16,6 +16,7 @@ guards the core between the two.
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
@@ -30,6 +31,7 @@ from std_srvs.srv import Trigger
 
 from otpr_policy.contract import RobotContract, load_contract
 from otpr_policy.errors import ContractError, unknown
+from otpr_policy.files import make_directory
 from otpr_policy.health import WINDOW, Percentiles
 from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, ns_to_stamp, pose_position, pose_quaternion, stamp_to_ns
 from otpr_policy.ros.parameters import declare, parameter
@@ -72,10 +74,14 @@ class TwinNode(Node):
         contract = load_contract(parameters.robot)
         if contract.twin is None:
             raise ContractError(f"contract {contract.robot} has no twin section; it is a real robot, start it without simulation")
+        if parameters.seed < 0:
+            raise ContractError(f"parameter 'seed' is {parameters.seed}, must be 0 or more")
         self._pacing = _parse_pacing(parameters.pacing)
         self._simulated_stamps = self._pacing is Pacing.LOCKSTEP or self.get_parameter("use_sim_time").value
         self._env = make_env(parameters.task or contract.twin.task)
         trace = Path(parameters.trace) if parameters.trace else None
+        if trace is not None:
+            make_directory(trace)
         self._core = TwinCore(self._env, parameters.seed, command_timeout_s=_COMMAND_TIMEOUT_S, trace_directory=trace)
         self._substeps = round(1 / (STATE_RATE_HZ * self._env.physics_dt_s))
         self._states_per_step = round(STATE_RATE_HZ / self._env.spec.control_rate_hz)
@@ -88,8 +94,8 @@ class TwinNode(Node):
         self._late_cycles = 0
         self._published: tuple[int, bool] | None = None
         self._connect(contract)
-        run = self._run_in_real_time if self._pacing is Pacing.REAL_TIME else self._run_in_lockstep
-        self._thread = threading.Thread(target=run, name="twin-simulation", daemon=True)
+        self.failure: str | None = None  # why the simulation has ended by itself
+        self._thread = threading.Thread(target=self._run, name="twin-simulation", daemon=True)
         self._thread.start()
         self.get_logger().info(f"twin of {contract.robot} plays {self._env.spec.name} in {parameters.pacing}")
 
@@ -115,6 +121,16 @@ class TwinNode(Node):
         self.create_timer(1.0, self._publish_diagnostics)
 
     # Simulation thread
+
+    def _run(self) -> None:
+        try:
+            if self._pacing is Pacing.REAL_TIME:
+                self._run_in_real_time()
+            else:
+                self._run_in_lockstep()
+        except Exception as error:  # a twin whose world stands still must not go on answering
+            self.get_logger().error(f"the simulation failed:\n{traceback.format_exc()}")
+            self.failure = repr(error)
 
     def _run_in_real_time(self) -> None:
         period_s = 1 / STATE_RATE_HZ
@@ -229,7 +245,7 @@ def _parse_pacing(text: str) -> Pacing:
 
 def main() -> int:
     """The process of the twin."""
-    return run_node(TwinNode)
+    return run_node(TwinNode, keep_on=lambda node: node.failure is None)
 
 
 if __name__ == "__main__":

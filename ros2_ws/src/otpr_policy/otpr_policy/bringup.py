@@ -67,7 +67,7 @@ class EnvironmentDefault:
 
     variable: str
     value: str
-    condition: Unless
+    condition: Unless | None = None
 
 
 _BOOL = ("true", "false")
@@ -106,6 +106,8 @@ NODES = (
 ENVIRONMENT = (
     # A simulation must not command, or be commanded by, a robot on the same network.
     EnvironmentDefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST", Unless("sim", "false")),
+    # `python -m` would let a file in the current folder take the place of a library (Python 3.11 and later obey this).
+    EnvironmentDefault("PYTHONSAFEPATH", "1"),
 )
 
 ParameterValue = str | bool | int | float
@@ -144,7 +146,7 @@ def processes(arguments: Mapping[str, str], overrides: Mapping[str, Mapping[str,
 def environment(arguments: Mapping[str, str], inherited: Mapping[str, str]) -> dict[str, str]:
     """The environment for the processes of a bring-up: the inherited one, with defaults where it says nothing."""
     values = complete(arguments)
-    defaults = {entry.variable: entry.value for entry in ENVIRONMENT if entry.condition.holds(values)}
+    defaults = {entry.variable: entry.value for entry in ENVIRONMENT if entry.condition is None or entry.condition.holds(values)}
     return {**defaults, **inherited}
 
 

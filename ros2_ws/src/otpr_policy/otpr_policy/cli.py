@@ -7,6 +7,7 @@ Only the chosen command's module is imported, so that ``otpr inspect`` on a robo
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ def installed_commands() -> dict[tuple[str, ...], EntryPoint]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``otpr``. A mistake that the user can put right is one line on standard error and exit status 1."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # A service manager's way to end a command is a person's: whatever Ctrl-C does here, with its clean-up, SIGTERM does.
+    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
     try:
         status = _dispatch(words)
         sys.stdout.flush()  # here, where a reader that went away is noticed below, and not while Python exits
@@ -75,6 +78,8 @@ def _run(entry: EntryPoint, name: list[str], arguments: list[str]) -> int:
     try:
         command: Command = entry.load()
     except ImportError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # numpy says "initialization failed" of an interrupted import
+            raise KeyboardInterrupt from error
         raise EnvironmentSetupError(f"'otpr {' '.join(name)}' cannot be loaded: {error}; 'otpr doctor' says what is missing") from error
     parser = argparse.ArgumentParser(
         prog=f"otpr {' '.join(name)}",

@@ -5,6 +5,7 @@ docs/deploy.md explains every key by example. Parsing refuses unknown keys and l
 limit must not be a limit that silently does not hold.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -41,6 +42,8 @@ class Reliability(Enum):
     BEST_EFFORT = "best_effort"  # takes what any publisher offers; the newest sample is all that counts
     RELIABLE = "reliable"
 
+
+_TOPIC = re.compile(r"(~?/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")
 
 _READABLE = {
     MessageType.JOINT_STATE: (Part.POSITION, Part.VELOCITY),
@@ -170,8 +173,8 @@ def parse_contract(data: Any) -> RobotContract:
     for name, source in contract.observations.items():
         _check_source(f"observations.{name}", source)
     _check_positive("stop_after_s", contract.stop_after_s)
-    _check_text("pose_command.topic", contract.pose_command.topic)
-    _check_text("gripper_command.topic", contract.gripper_command.topic)
+    _check_topic("pose_command.topic", contract.pose_command.topic)
+    _check_topic("gripper_command.topic", contract.gripper_command.topic)
     for name in READS:
         hand = contract.observations.get(name)
         if hand is not None and hand.frame != contract.pose_command.frame:
@@ -182,7 +185,7 @@ def parse_contract(data: Any) -> RobotContract:
 
 
 def _check_source(where: str, source: ObservationSource) -> None:
-    _check_text(f"{where}.topic", source.topic)
+    _check_topic(f"{where}.topic", source.topic)
     _check_positive(f"{where}.max_age_s", source.max_age_s)
     if source.type not in _READABLE:
         raise ContractError(f"{where}.type: {unknown('readable message type', source.type.value, [t.value for t in _READABLE])}")
@@ -197,9 +200,9 @@ def _check_source(where: str, source: ObservationSource) -> None:
         raise ContractError(f"{where}.joints has no meaning for a pose")
 
 
-def _check_text(where: str, value: str) -> None:
-    if not value:
-        raise ContractError(f"{where} is empty")
+def _check_topic(where: str, name: str) -> None:
+    if not _TOPIC.fullmatch(name):
+        raise ContractError(f"{where}: {name!r} is not a topic name; an example is /ee_pose")
 
 
 def _check_positive(where: str, value: float) -> None:

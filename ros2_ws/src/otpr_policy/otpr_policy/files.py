@@ -60,10 +60,30 @@ def write_text(target: Path, content: str) -> None:
     write_bytes(target, content.encode())
 
 
+def make_directory(path: Path) -> None:
+    """Makes a folder and those above it, if they are not there. Raises OutputError when that cannot be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+
+
 def refuse_existing(target: Path, overwrite: bool) -> None:
     """Raises OutputError when ``target`` exists and the user did not ask to overwrite it."""
     if Path(target).exists() and not overwrite:
         raise OutputError(f"{target} exists; choose another path or pass --overwrite")
+
+
+def check_writable(target: Path) -> None:
+    """Raises OutputError when a file at ``target`` could not be written; leaves nothing behind."""
+    if Path(target).is_dir():
+        raise OutputError(f"cannot write {target}: it is a folder")
+    make_directory(Path(target).parent)
+    try:
+        with tempfile.TemporaryFile(dir=Path(target).parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}") from error
 
 
 def sha256(path: Path) -> str:

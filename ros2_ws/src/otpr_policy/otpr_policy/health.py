@@ -40,7 +40,7 @@ class Percentiles:
 
 @dataclass
 class Counters:
-    """What happened since the loop was made. Written by the control thread only; readers see each number whole."""
+    """What happened since the loop was made. Each number is written by one thread only; readers see it whole."""
 
     ticks: int = 0
     commands: int = 0

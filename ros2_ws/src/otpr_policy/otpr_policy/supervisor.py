@@ -13,6 +13,7 @@ from types import TracebackType
 
 from otpr_policy.bringup import Process
 from otpr_policy.errors import EnvironmentSetupError
+from otpr_policy.interrupts import interrupts_ignored
 
 SUPERVISOR_VARIABLE = "OTPR_SUPERVISOR_PID"  # tells a node whose child it is, so that it ends when that process is killed
 _POLL_S = 0.02
@@ -61,15 +62,17 @@ class Supervisor:
         if process.name in self._children:
             raise ValueError(f"{process.name} was started before")
         try:
-            child = subprocess.Popen(
-                process.argv,
-                env={**(os.environ if environment is None else environment), SUPERVISOR_VARIABLE: str(os.getpid())},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                errors="replace",  # a stray byte in a log line must not end the reader, or the process would block on a full pipe
-            )
+            # Between its start and its own handlers a child ignores Ctrl-C, which reaches the whole group; we end it by SIGTERM.
+            with interrupts_ignored():
+                child = subprocess.Popen(
+                    process.argv,
+                    env={**(os.environ if environment is None else environment), SUPERVISOR_VARIABLE: str(os.getpid())},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    encoding="utf-8",
+                    errors="replace",  # a stray byte in a log line must not end the reader, or the process would block on a full pipe
+                )
         except OSError as error:
             raise EnvironmentSetupError(f"cannot start {process.name} ({process.argv[0]}): {error.strerror}") from error
         self._children[process.name] = child
@@ -86,15 +89,13 @@ class Supervisor:
         return None
 
     def stop(self, grace_s: float = 5.0) -> list[Exit]:
-        """Ends every process: SIGINT, after ``grace_s`` SIGTERM, after another ``grace_s`` SIGKILL. Returns how each ended.
+        """Ends every process: SIGTERM, and after ``grace_s`` SIGKILL. Returns how each ended.
 
         Interrupting the wait (a second Ctrl-C) skips the grace. Calling it again is harmless.
         """
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._send(number)
-                if self._all_ended(grace_s):
-                    break
+            self._send(signal.SIGTERM)
+            self._all_ended(grace_s)
         finally:
             self._send(signal.SIGKILL)
             exits = [Exit(name, child.wait()) for name, child in self._children.items()]

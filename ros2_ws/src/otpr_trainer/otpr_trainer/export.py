@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from otpr_policy import __version__
 from otpr_policy.artifact import Denoising, Evaluation, Manifest, Parity, PolicyArtifact, Provenance, embed, parse
 from otpr_policy.errors import ArtifactError
-from otpr_policy.files import refuse_existing, write_bytes
+from otpr_policy.files import check_writable, refuse_existing, write_bytes
 from otpr_policy.spec import Array
 from otpr_trainer.diffusion import NOISE_CLIP, ReverseChain
 from otpr_trainer.evaluate import EvaluationResult, evaluate
@@ -100,6 +100,7 @@ def export(
     """
     output = Path(output)
     refuse_existing(output, overwrite)
+    check_writable(output)  # before minutes of proof, not after
     weights = WeightsSource.of_run(run, sampler, steps, eta)
     reference = weights.open()
     assert isinstance(reference, TorchPolicy)
@@ -111,8 +112,9 @@ def export(
         for source, label in ((weights, "torch"), (graph, "artifact"))
     ]
     content = embed(model, _manifest(run, reference, parity, *pair))
+    proved = parse(content)
     write_bytes(output, content)
-    return parse(content)
+    return proved
 
 
 def to_onnx(policy: TorchPolicy, with_chain: bool = False) -> onnx.ModelProto:

@@ -82,14 +82,14 @@ def create(directory: Path, config: RunConfig, overwrite: bool) -> Run:
     Raises:
         OutputError: it exists and ``overwrite`` is false, it is not a run (never deleted then), or it cannot be written.
     """
-    directory = Path(directory)
+    directory = Path(directory).resolve()  # a link to a run stands for the run
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         if not overwrite:
             raise OutputError(f"{directory} exists; choose another path, or pass --overwrite or --resume")
         try:
             load(directory)
         except RunError as error:
-            raise OutputError(f"{directory} is not a training run, so it is not overwritten: {error}") from error
+            raise OutputError(f"not overwritten: {error}") from error
         shutil.rmtree(directory)
     data = {"kind": KIND, "schema_version": SCHEMA_VERSION, **asdict(config)}
     write_text(directory / "config.json", json.dumps(data, indent=2) + "\n")

@@ -14,6 +14,7 @@ from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from otpr_policy.errors import EnvironmentSetupError
+from otpr_policy.interrupts import interrupts_ignored
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,14 +41,17 @@ def ordered_map(build: Callable[[], Callable[[Item], Result]], items: Iterable[I
     Raises:
         EnvironmentSetupError: a worker died, for instance for lack of memory.
     """
-    if workers <= 1:
+    if workers < 1:
+        raise EnvironmentSetupError(f"{workers} workers cannot do anything; give 1 or more")
+    if workers == 1:
         yield from map(build(), items)
         return
     remaining = iter(items)
     # spawn, not fork: a forked child would inherit the locks of torch's and the simulator's threads
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (build,))
     try:
-        pending: deque[Future[Any]] = deque(pool.submit(_run, item) for item in islice(remaining, 2 * workers))
+        with interrupts_ignored():  # all workers start with the first submission; they ignore Ctrl-C from their first line on
+            pending: deque[Future[Any]] = deque(pool.submit(_run, item) for item in islice(remaining, 2 * workers))
         while pending:
             result = pending.popleft().result()
             pending.extend(pool.submit(_run, item) for item in islice(remaining, 1))

@@ -2,6 +2,7 @@
 """``otpr record``: records a robot's topics until it is interrupted."""
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -20,7 +21,9 @@ def _run(arguments: argparse.Namespace) -> int:
     if contract.twin is not None:
         os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     node = [sys.executable, "-m", "otpr_operator.ros.recorder", "--ros-args"]
-    os.execv(sys.executable, [*node, "-p", f"robot:='{arguments.robot}'", "-p", f"directory:='{arguments.out}'"])
+    # ROS reads values as YAML, of which JSON is a part: quoted like this, any path arrives as it is.
+    values = {"robot": arguments.robot, "directory": str(arguments.out)}
+    os.execv(sys.executable, [*node, *(word for key, value in values.items() for word in ("-p", f"{key}:={json.dumps(value)}"))])
 
 
 COMMAND = Command("record a robot's topics as a rosbag2 recording (MCAP) until Ctrl-C", _add_arguments, _run)

@@ -4,34 +4,35 @@
 import argparse
 
 from otpr_policy.cli import Command
-from otpr_policy.errors import OtprError
 
 _TIMEOUT_S = 10.0
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--node", default="/policy_node", help="full name of the policy node")
+    parser.add_argument("--node", default="/policy_node", help="full name of the node")
 
 
-def _command(help_text: str, service: str, engage: bool | None) -> Command:
-    def run(arguments: argparse.Namespace) -> int:
-        from std_srvs.srv import SetBool, Trigger
+def _engage(arguments: argparse.Namespace) -> int:
+    from otpr_policy.ros.service_call import engage  # rclpy takes a second; help and mistakes need not wait for it
 
-        from otpr_policy.ros.service_call import call
-
-        name = f"{arguments.node}/{service}"
-        if engage is None:
-            response = call(Trigger, name, Trigger.Request(), _TIMEOUT_S)
-        else:
-            response = call(SetBool, name, SetBool.Request(data=engage), _TIMEOUT_S)
-        if not response.success:
-            raise OtprError(f"{name} refuses: {response.message}")
-        print(response.message)
-        return 0
-
-    return Command(help_text, _add_arguments, run)
+    print(engage(arguments.node, True, _TIMEOUT_S))
+    return 0
 
 
-ENGAGE = _command("let the robot move", "engage", True)
-DISENGAGE = _command("take the permission to move away", "engage", False)
-RESET = _command("clear a stop of the policy node; the robot stays still", "reset", None)
+def _disengage(arguments: argparse.Namespace) -> int:
+    from otpr_policy.ros.service_call import engage
+
+    print(engage(arguments.node, False, _TIMEOUT_S))
+    return 0
+
+
+def _reset(arguments: argparse.Namespace) -> int:
+    from otpr_policy.ros.service_call import reset
+
+    print(reset(arguments.node, _TIMEOUT_S))
+    return 0
+
+
+ENGAGE = Command("let the robot move", _add_arguments, _engage)
+DISENGAGE = Command("take the permission to move away", _add_arguments, _disengage)
+RESET = Command("clear a stop of the policy node; the robot stays still", _add_arguments, _reset)

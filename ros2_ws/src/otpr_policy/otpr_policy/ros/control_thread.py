@@ -18,11 +18,15 @@ class Pacing(Enum):
 
 
 class ControlThread:
-    """Calls ``tick(now_ns)`` from its own thread until it is closed. ``now_ns`` is on the clock of the data."""
+    """Calls ``tick(now_ns)`` from its own thread until it is closed; ``now_ns`` is on the clock of the data.
+
+    In lockstep a tick returns whether it answered its observation: one observation is never answered twice, however
+    engaging and the arrival of samples interleave, and one that came while the robot was not engaged can be answered later.
+    """
 
     def __init__(
         self,
-        tick: Callable[[int], None],
+        tick: Callable[[int], bool],
         *,
         pacing: Pacing,
         period_s: float,
@@ -38,7 +42,8 @@ class ControlThread:
         self._counters = counters
         self._pacing = pacing
         self._closed = False
-        self._last_ns: int | None = None  # the observation that the last tick in lockstep answered
+        self._seen_ns: int | None = None  # the observation of the last tick in lockstep
+        self._answered_ns: int | None = None  # the newest observation that was answered
         self._wake = threading.Condition()
         run = self._run_on_clock if pacing is Pacing.CLOCK else self._run_on_observations
         self._thread = threading.Thread(target=run, name="otpr-control", daemon=True)
@@ -53,7 +58,7 @@ class ControlThread:
     def answer_again(self) -> None:
         """Makes a loop in lockstep tick on the observation at hand, which it let pass while it was not engaged."""
         with self._wake:
-            self._last_ns = None
+            self._seen_ns = None
             self._wake.notify()
 
     def close(self) -> None:
@@ -82,13 +87,16 @@ class ControlThread:
                 self._wake.wait_for(lambda: self._closed or self._unanswered())
                 if self._closed:
                     return
-                complete_ns = self._last_ns = self._buffer.complete_until_ns
-            if complete_ns is not None:
-                self._tick(complete_ns)
+                complete_ns = self._seen_ns = self._buffer.complete_until_ns
+            if complete_ns is not None and self._tick(complete_ns):
+                self._answered_ns = complete_ns
 
     def _unanswered(self) -> bool:
         complete_ns = self._buffer.complete_until_ns
-        return complete_ns is not None and (self._last_ns is None or complete_ns - self._last_ns >= self._period_ns)
+        if complete_ns is None:
+            return False
+        # Also a period older: a simulation that starts over starts its clock over.
+        return all(known is None or abs(complete_ns - known) >= self._period_ns for known in (self._seen_ns, self._answered_ns))
 
     def _wait_until(self, instant: float) -> bool:
         """Sleeps until ``instant`` on the monotonic clock; False when the thread shall end."""

@@ -81,11 +81,17 @@ class PolicyNode(LifecycleNode):
             self.get_logger().error(f"cannot configure: {error}")
             self._unconfigure()
             return TransitionCallbackReturn.FAILURE
+        except Exception as error:  # rclpy would swallow it; the reason must be seen, and what was made so far undone
+            self.failure = repr(error)
+            self.get_logger().error(f"cannot configure:\n{traceback.format_exc()}")
+            self._unconfigure()
+            return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Starts ticking. The robot stays still until it is engaged."""
         result = super().on_activate(state)
+        gc.unfreeze()
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
         self._thread = ControlThread(
@@ -132,6 +138,8 @@ class PolicyNode(LifecycleNode):
     def _configure(self) -> None:
         if not self.parameters.policy or not self.parameters.robot:
             raise ContractError("parameters 'policy' and 'robot' must be given")
+        if self.parameters.noise_seed < 0:
+            raise ContractError(f"parameter 'noise_seed' is {self.parameters.noise_seed}, must be 0 or more")
         self._pacing = _parse_pacing(self.parameters.pacing)
         self._contract: RobotContract = load_contract(self.parameters.robot)
         self._artifact: PolicyArtifact = load(Path(self.parameters.policy))
@@ -160,29 +168,23 @@ class PolicyNode(LifecycleNode):
 
     def _advertise(self) -> None:
         contract = self._contract
-        self._pose_publisher = self.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, COMMAND_QOS)
-        self._gripper_publisher = self.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, COMMAND_QOS)
-        self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
-        self._state_publisher = self.create_publisher(String, "~/state", LATCHED_QOS)
-        self._identity_publisher = self.create_publisher(String, "~/artifact", LATCHED_QOS)
+        keep = self._keep
+        self._pose_publisher = keep(self.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, COMMAND_QOS))
+        self._gripper_publisher = keep(self.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, COMMAND_QOS))
+        self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))
+        self._state_publisher = keep(self.create_publisher(String, "~/state", LATCHED_QOS))
+        self._identity_publisher = keep(self.create_publisher(String, "~/artifact", LATCHED_QOS))
         self._identity_publisher.publish(String(data=json.dumps(self._identity())))
-        self._keep(
-            self._pose_publisher,
-            self._gripper_publisher,
-            self._diagnostics_publisher,
-            self._state_publisher,
-            self._identity_publisher,
-            self.create_service(SetBool, "~/engage", self._on_engage),
-            self.create_service(Trigger, "~/reset", self._on_reset),
-            self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics),
-        )
+        keep(self.create_service(SetBool, "~/engage", self._on_engage))
+        keep(self.create_service(Trigger, "~/reset", self._on_reset))
+        keep(self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics))
 
     def _unconfigure(self) -> None:
         self._loop = None
         destroy: dict[str, Callable[[Any], bool]] = {
             "Subscription": self.destroy_subscription,
             "Publisher": self.destroy_publisher,
-            "LifecyclePublisher": self.destroy_publisher,
+            "LifecyclePublisher": self.destroy_lifecycle_publisher,
             "Service": self.destroy_service,
             "Timer": self.destroy_timer,
         }
@@ -190,8 +192,10 @@ class PolicyNode(LifecycleNode):
             entity = self._entities.pop()
             destroy[type(entity).__name__](entity)
 
-    def _keep(self, *entities: Any) -> None:
-        self._entities.extend(entities)
+    def _keep(self, entity: Any) -> Any:
+        """Notes what cleanup has to destroy, the moment it exists: the next one may fail to be made."""
+        self._entities.append(entity)
+        return entity
 
     def _stop_ticking(self, reason: str) -> None:
         if self._thread is not None:
@@ -204,7 +208,8 @@ class PolicyNode(LifecycleNode):
 
     # Control thread
 
-    def _tick(self, now_ns: int) -> None:
+    def _tick(self, now_ns: int) -> bool:
+        """One control step; returns whether a command was sent."""
         try:
             with self._lock:  # over publishing too: once a service has disengaged, nothing more is sent
                 command = self._control.tick(now_ns)
@@ -215,10 +220,12 @@ class PolicyNode(LifecycleNode):
                     self._gripper_publisher.publish(gripper)
                     self._pose_publisher.publish(pose)
             self._publish_state()
+            return command is not None
         except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
             with self._lock:
                 self._control.stop(f"internal error: {error!r}")
             self.get_logger().error(f"stopped by an internal error:\n{traceback.format_exc()}")
+            return False
 
     # Callbacks
 
@@ -281,6 +288,12 @@ class PolicyNode(LifecycleNode):
     # Telling
 
     def _publish_state(self) -> None:
+        with (
+            self._lock
+        ):  # services and the control thread both tell; state and reason are one thing, and the last told must be the last set
+            self._publish_state_locked()
+
+    def _publish_state_locked(self) -> None:
         state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
         if state != self._published_state:
             self._published_state = state

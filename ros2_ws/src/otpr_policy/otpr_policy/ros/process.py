@@ -15,11 +15,12 @@ from types import FrameType
 from typing import TypeVar
 
 import rclpy
+from rclpy.context import Context
 from rclpy.executors import Executor, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from otpr_policy.errors import OtprError
+from otpr_policy.errors import EnvironmentSetupError, OtprError
 from otpr_policy.supervisor import SUPERVISOR_VARIABLE
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -68,11 +69,19 @@ def run_node(
             signal.signal(number, signal.SIG_IGN)
 
 
+def start_ros(arguments: list[str] | None = None, context: Context | None = None) -> None:
+    """Initialises rclpy, with signals left to us. Raises EnvironmentSetupError with ROS's own words when it cannot."""
+    try:
+        rclpy.init(args=arguments, context=context, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # rcl's errors have no common class: a bad domain, no home directory, arguments that do not parse
+        raise EnvironmentSetupError(f"ROS 2 cannot start: {error}") from error
+
+
 @contextmanager
 def _in_order(make: Callable[[], NodeT], arguments: list[str]) -> Iterator[tuple[NodeT, Executor]]:
     """A node in an executor. Each step of the way back is taken even when one before it fails."""
     with ExitStack() as undo:
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        start_ros(arguments)
         undo.callback(rclpy.try_shutdown)
         executor = SingleThreadedExecutor()
         undo.callback(executor.shutdown)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call of one service, from a process that does nothing else."""
+"""Calls of a node's services, from a process that does nothing else."""
 
 import os
 from typing import Any
@@ -8,15 +8,33 @@ import rclpy
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
+from std_srvs.srv import SetBool, Trigger
 
-from otpr_policy.errors import EnvironmentSetupError
+from otpr_policy.errors import EnvironmentSetupError, OtprError
+from otpr_policy.ros.process import start_ros
+
+
+def engage(node: str, allowed: bool, timeout_s: float) -> str:
+    """Gives the policy node the permission to move the robot, or takes it. Returns its state; raises OtprError when it refuses."""
+    return _answer(f"{node}/engage", SetBool, SetBool.Request(data=allowed), timeout_s)
+
+
+def reset(node: str, timeout_s: float) -> str:
+    """Clears a stop. Returns what the node says; raises OtprError when it refuses."""
+    return _answer(f"{node}/reset", Trigger, Trigger.Request(), timeout_s)
+
+
+def _answer(service: str, kind: Any, request: Any, timeout_s: float) -> str:
+    response = call(kind, service, request, timeout_s)
+    if not response.success:
+        raise OtprError(f"{service} refuses: {response.message}")
+    return str(response.message)
 
 
 def call(kind: Any, service: str, request: Any, timeout_s: float) -> Any:
     """Calls a service and returns its response. Raises EnvironmentSetupError when nobody answers in time."""
     context = Context()
-    rclpy.init(context=context, signal_handler_options=SignalHandlerOptions.NO)
+    start_ros(context=context)
     try:
         node = Node("otpr_call", context=context)
         executor = SingleThreadedExecutor(context=context)

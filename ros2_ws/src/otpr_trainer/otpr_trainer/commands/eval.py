@@ -7,6 +7,7 @@ from pathlib import Path
 
 from otpr_policy.cli import Command
 from otpr_policy.errors import RunError, TaskError
+from otpr_sim import registry
 from otpr_trainer.evaluate import DEFAULT_SEED, evaluate
 from otpr_trainer.sources import PolicySource, WeightsSource, load_artifact
 from otpr_trainer.workers import default_workers
@@ -26,7 +27,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 def _run(arguments: Namespace) -> int:
     source, trained_task, sha256 = _open(arguments)
-    task = arguments.task or trained_task
+    task = registry.spec(arguments.task or trained_task).name  # a name that does not exist is said to be that
     if task != trained_task:
         raise TaskError(f"{arguments.target} was trained for task {trained_task!r}, not {task!r}")
     result = evaluate(source, task, episodes=arguments.episodes, seed=arguments.seed, workers=arguments.workers)

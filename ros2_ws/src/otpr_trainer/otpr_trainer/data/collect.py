@@ -97,7 +97,8 @@ def collect(directory: Path, wanted: Header, build: Callable[[], Attempt], *, wo
         OutputError: ``directory`` exists and neither flag was given, or it is not a demonstration set.
         DemonstrationError: resuming another collection, or nearly all attempts fail.
     """
-    header = _start(Path(directory), wanted, overwrite, resume)
+    directory = Path(directory).resolve()  # a link to a set stands for the set
+    header = _start(directory, wanted, overwrite, resume)
     if header.complete:
         return header
     outcomes = ordered_map(build, count(header.attempts), workers)
@@ -125,7 +126,7 @@ def _start(directory: Path, wanted: Header, overwrite: bool, resume: bool) -> He
         if replace(found, attempts=0, kept=0) != wanted:
             raise DemonstrationError(f"{directory} is another collection: task, episodes, seed, noise or speed differ")
         return found
-    if directory.exists() and any(directory.iterdir()):
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         if not overwrite:
             raise OutputError(f"{directory} exists; choose another path, or pass --overwrite or --resume")
         _remove(directory)

@@ -6,6 +6,7 @@ An episode file has, for T actions, ``observation.FIELD`` (T + 1, size) with the
 Every file is written atomically and the header last, so a directory is valid after any crash.
 """
 
+import io
 import json
 import zipfile
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from otpr_policy.errors import DemonstrationError, SpecError
-from otpr_policy.files import atomic_path, write_text
+from otpr_policy.files import write_bytes, write_text
 from otpr_policy.spec import Array, VectorSpec
 
 SCHEMA_VERSION = 1
@@ -85,7 +86,7 @@ class Header:
             data = json.loads(path.read_text())
         except OSError as error:
             raise DemonstrationError(f"{directory} holds no demonstrations: cannot read {path.name} ({error.strerror})") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DemonstrationError(f"{path} is not JSON: {error}") from error
         version = data.pop("schema_version", None) if isinstance(data, dict) else None
         if version != SCHEMA_VERSION:
@@ -120,8 +121,9 @@ class Episode:
         """Writes the episode atomically. Raises OutputError."""
         arrays = {f"observation.{name}": values for name, values in header.observation.split(self.observation).items()}
         arrays |= {f"action.{name}": values for name, values in header.action.split(self.action).items()}
-        with atomic_path(path) as temporary:
-            np.savez(temporary, attempt=self.attempt, state=self.state, reward=self.reward, **arrays)
+        archive = io.BytesIO()  # written to disk in one piece: a zip file that meets a full disk complains once more when it is collected
+        np.savez(archive, attempt=self.attempt, state=self.state, reward=self.reward, **arrays)
+        write_bytes(path, archive.getvalue())
 
     @classmethod
     def read(cls, path: Path, header: Header) -> "Episode":
