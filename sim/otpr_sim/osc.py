@@ -127,7 +127,9 @@ def arm_torque(simulation: Simulation, arm: Arm, mass: Array, jacobian: Array) -
         dq[i] = simulation.qvel[dof]
         ddq0[i] = POSTURE_STIFFNESS * (arm.posture[i] - simulation.qpos[arm.joints[i]]) - POSTURE_DAMPING * dq[i]
 
-    L, _ = cholesky(M)
+    L, definite = cholesky(M)
+    if not definite:
+        raise ValueError("the arm's mass matrix is not positive definite")
     inverse_lambda = gram(forward_substitution(L, J))  # M = L Lᵀ, so J M⁻¹ Jᵀ = (J L⁻ᵀ)(J L⁻ᵀ)ᵀ
     position, R = simulation.site_position[arm.site], simulation.site_rotation[arm.site].reshape(3, 3)
     goal_position = arm.origin_position + times(arm.origin_rotation, arm.goal_position)
