@@ -19,7 +19,7 @@ from otpr_policy.command import CartesianTarget
 from otpr_policy.errors import SpecError
 from otpr_policy.rotation import matrix_to_columns, matrix_to_quaternion, quaternion_to_matrix
 from otpr_policy.spec import Array
-from otpr_sim.env import Pose, TaskEnv, TaskSpec
+from otpr_sim.env import Pose, RobotEnv, TaskSpec
 
 _EXPECTED_MESSAGES = (
     "No private macro file found",
@@ -71,7 +71,7 @@ class RandomBox:
     largest: float
 
 
-class RobosuiteEnv(TaskEnv):
+class RobosuiteEnv(RobotEnv):
     """A robosuite scene with one Panda arm and its default OSC_POSE controller.
 
     Args:

@@ -34,9 +34,8 @@ from otpr_policy.health import WINDOW, Percentiles
 from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, ns_to_stamp, pose_position, pose_quaternion, stamp_to_ns
 from otpr_policy.ros.parameters import declare, parameter
 from otpr_policy.ros.process import run_node
-from otpr_sim.registry import make as make_env
 from otpr_sim.ros.state_publisher import StatePublisher
-from otpr_sim.twin import PoseCommand, TwinCore
+from otpr_sim.twin import PoseCommand, TwinCore, make_robot
 
 NODE_NAME = "twin"
 STATE_RATE_HZ = 100.0
@@ -74,7 +73,7 @@ class TwinNode(Node):
             raise ContractError(f"contract {contract.robot} has no twin section; it is a real robot, start it without simulation")
         self._pacing = _parse_pacing(parameters.pacing)
         self._simulated_stamps = self._pacing is Pacing.LOCKSTEP or self.get_parameter("use_sim_time").value
-        self._env = make_env(parameters.task or contract.twin.task)
+        self._env = make_robot(parameters.task or contract.twin.task)
         trace = Path(parameters.trace) if parameters.trace else None
         self._core = TwinCore(self._env, parameters.seed, command_timeout_s=_COMMAND_TIMEOUT_S, trace_directory=trace)
         self._substeps = round(1 / (STATE_RATE_HZ * self._env.physics_dt_s))
