@@ -27,6 +27,9 @@ BELOW = {
 }
 # Where a library may be imported, as a pattern of the path below the package's parent.
 HOMES = {
+    "av": r"otpr_sim/video\.py$",
+    "gymnasium": r"otpr_sim/gym_env\.py$",
+    "gymnasium_robotics": r"otpr_sim/gym_env\.py$",
     "torch": r"otpr_trainer/",
     "ot": r"otpr_trainer/transport\.py$",
     "mujoco": r"otpr_sim/",
@@ -120,6 +123,8 @@ def test_imports_go_one_way() -> None:
         ("otpr_operator/record.py", "import otpr_sim"),
         ("otpr_sim/env.py", "import otpr_trainer.rollout"),
         ("otpr_sim/tasks/lift.py", "import robosuite"),
+        ("otpr_trainer/rollout.py", "import gymnasium"),
+        ("otpr_trainer/rollout.py", "import av"),
         ("otpr_trainer/rollout.py", "import mujoco"),
         ("otpr_trainer/algorithms/otpr.py", "import ot"),
         ("otpr_trainer/train.py", "from std_msgs.msg import String"),

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a simulated task is: its description as data, and the interface of the environment that simulates it.
 
-An environment has two sides. A trainer calls ``reset`` and ``step``. The twin node calls what a robot offers: joint
-positions, poses, a Cartesian target, and time that moves on in physics substeps. ``step`` is written in terms of the
-other side, so a policy that runs through the robot's topics meets the same physics as one that is evaluated directly.
+Every environment has the trainer's side, :class:`TaskEnv`: ``reset`` and ``step``. One with a robot that the twin node
+can play has the robot's side too, :class:`RobotEnv`: joint positions, poses, a Cartesian target, and time that moves on
+in physics substeps. Its ``step`` is written in terms of the other side, so a policy that runs through the robot's topics
+meets the same physics as one that is evaluated directly.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from otpr_policy.command import CartesianTarget, delta_to_target
 from otpr_policy.errors import SpecError, TaskError
 from otpr_policy.spec import Array, VectorSpec
+
+Env = TypeVar("Env", bound="TaskEnv")
 
 
 class Stepping(Enum):
@@ -55,10 +58,10 @@ class StepResult:
 
     Args:
         observation: named fields after the step.
-        reward: 1.0 when the task is solved after this step, else 0.0.
-        terminated: the task is solved.
-        truncated: the horizon is reached and the task is not solved.
-        success: same as terminated; the word that statistics use.
+        reward: 1.0 when the task is solved after this step, else 0.0; a Gymnasium environment's own reward.
+        terminated: the task is solved, or failed for good: no reward can follow.
+        truncated: the horizon is reached and the episode has not terminated: reward could have followed.
+        success: the task is solved after this step.
     """
 
     observation: dict[str, Array]
@@ -77,29 +80,102 @@ class Pose:
 
 
 class TaskEnv(ABC):
-    """One simulated robot with one task. Poses are relative to the robot's base, whose frame is named ``frame_id``.
+    """One simulated task, as a trainer sees it.
 
     An environment belongs to one thread and one process.
 
     Attributes:
         spec: the task.
-        frame_id: ROS name of the robot's base frame.
-        joint_names: ROS names of the joints, arm first, then fingers.
-        physics_dt_s: length of one substep.
-        substeps_per_step: substeps in one control period.
         steps: calls of step() since reset.
     """
 
     spec: TaskSpec
-    frame_id: str
-    joint_names: tuple[str, ...]
-    physics_dt_s: float
-    substeps_per_step: int
     steps: int
 
     @abstractmethod
     def reset(self, seed: int) -> dict[str, Array]:
         """Starts an episode whose initial state depends on ``seed`` alone; returns the first observation."""
+
+    @abstractmethod
+    def observe(self) -> dict[str, Array]:
+        """Named observation fields of the present state."""
+
+    @abstractmethod
+    def state(self) -> Array:
+        """Everything that the future depends on, as one vector of a private layout; (0,) where the simulation does not tell."""
+
+    @abstractmethod
+    def set_state(self, state: Array) -> None:
+        """Goes back to what state() returned, in this environment or another of the same task.
+
+        Raises:
+            SpecError: a wrong length.
+            TaskError: the simulation cannot be set to a state.
+        """
+
+    @abstractmethod
+    def render(self, width: int, height: int) -> NDArray[np.uint8]:
+        """Picture of the scene, (height, width, 3) RGB. Raises EnvironmentSetupError when this machine cannot draw it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Frees the simulation. The environment cannot be used afterwards; closing twice is harmless."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the simulation itself is over, so that only reset() may follow. Where False, stepping on past the end is allowed."""
+        return False
+
+    def renderer(self) -> str:
+        """What draws the pictures, for a person. Raises EnvironmentSetupError, see :func:`otpr_sim.render.backend`."""
+        from otpr_sim.render import backend
+
+        return backend()
+
+    def step(self, action: NDArray[Any]) -> StepResult:
+        """One control period.
+
+        An action beyond the bounds is clipped to them, as robosuite does.
+
+        Args:
+            action: (Da,) in the order of ``spec.action``, physical units.
+
+        Raises:
+            SpecError: wrong shape or a number that is not finite.
+        """
+        fields = self.spec.action
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != (fields.size,):
+            raise SpecError(f"action has shape {action.shape}, expected ({fields.size},)")
+        if not np.isfinite(action).all():
+            raise SpecError(f"action is not finite at {fields.label(int(np.argmin(np.isfinite(action))))}")
+        return self._step(np.clip(action, fields.low, fields.high))
+
+    @abstractmethod
+    def _step(self, action: Array) -> StepResult:
+        """One control period under a checked action (Da,); counts ``steps``."""
+
+    def __enter__(self: Env) -> Env:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class RobotEnv(TaskEnv):
+    """One simulated robot with one task. Poses are relative to the robot's base, whose frame is named ``frame_id``.
+
+    Attributes:
+        frame_id: ROS name of the robot's base frame.
+        joint_names: ROS names of the joints, arm first, then fingers.
+        physics_dt_s: length of one substep.
+        substeps_per_step: substeps in one control period.
+    """
+
+    frame_id: str
+    joint_names: tuple[str, ...]
+    physics_dt_s: float
+    substeps_per_step: int
 
     @abstractmethod
     def set_target(self, target: CartesianTarget) -> None:
@@ -142,52 +218,13 @@ class TaskEnv(ABC):
     def time_s(self) -> float:
         """Simulated seconds since reset."""
 
-    @abstractmethod
-    def state(self) -> Array:
-        """Everything that the future depends on, as one vector; its layout is private to the environment."""
-
-    @abstractmethod
-    def set_state(self, state: Array) -> None:
-        """Goes back to what state() returned, in this environment or another of the same task. Raises SpecError on a wrong length."""
-
-    @abstractmethod
-    def render(self, width: int, height: int) -> NDArray[np.uint8]:
-        """Picture of the scene, (height, width, 3) RGB."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Frees the simulation. The environment cannot be used afterwards; closing twice is harmless."""
-
-    def step(self, action: NDArray[Any]) -> StepResult:
-        """One control period.
-
-        An action beyond the bounds is clipped to them, as robosuite does. Stepping on after the end is allowed.
-
-        Args:
-            action: (Da,) in the order of ``spec.action``, physical units.
-
-        Raises:
-            SpecError: wrong shape or a number that is not finite.
-        """
-        fields = self.spec.action
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != (fields.size,):
-            raise SpecError(f"action has shape {action.shape}, expected ({fields.size},)")
-        if not np.isfinite(action).all():
-            raise SpecError(f"action is not finite at {fields.label(int(np.argmin(np.isfinite(action))))}")
-        command = fields.split(np.clip(action, fields.low, fields.high))
-        self.set_target(delta_to_target(self.observe(), command))
+    def _step(self, action: Array) -> StepResult:
+        self.set_target(delta_to_target(self.observe(), self.spec.action.split(action)))
         self.advance(self.substeps_per_step)
         self.steps += 1
         success = self.success()
         truncated = not success and self.steps >= self.spec.horizon
         return StepResult(self.observe(), float(success), success, truncated, success)
-
-    def __enter__(self) -> "TaskEnv":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def episode_seed(seed: int, episode: int) -> int:

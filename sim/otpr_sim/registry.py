@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks by name. Reading a specification does not import the simulator."""
+"""Tasks by name. Reading the specification of a task of ours does not import the simulator.
+
+A name that starts with ``gym:`` is a Gymnasium environment, see :mod:`otpr_sim.gym_task`.
+"""
 
 from collections.abc import Callable
 
 from otpr_policy.errors import TaskError, unknown
 from otpr_sim.env import Stepping, TaskEnv, TaskSpec
+from otpr_sim.gym_task import GymTask
 from otpr_sim.tasks import lift
 
 _TASKS: dict[str, tuple[TaskSpec, Callable[[Stepping], TaskEnv]]] = {task.SPEC.name: (task.SPEC, task.make) for task in (lift,)}
 
 
 def names() -> tuple[str, ...]:
-    """All task names, sorted."""
+    """Names of our own tasks, sorted."""
     return tuple(sorted(_TASKS))
 
 
@@ -26,6 +30,10 @@ def make(task: str, stepping: Stepping = Stepping.COMPILED) -> TaskEnv:
 
 
 def _find(task: str) -> tuple[TaskSpec, Callable[[Stepping], TaskEnv]]:
+    if task.startswith(GymTask.PREFIX):
+        from otpr_sim import gym_env
+
+        return gym_env.spec(task), lambda _stepping: gym_env.GymEnv(GymTask.parse(task))  # it steps itself
     if task not in _TASKS:
-        raise TaskError(unknown("task", task, names()))
+        raise TaskError(unknown("task", task, (*names(), f"{GymTask.PREFIX}<id>")))
     return _TASKS[task]

@@ -84,10 +84,25 @@ def backend() -> str:
 class SceneRenderer:
     """Draws one model; close() it after use."""
 
-    def __init__(self, model: mujoco.MjModel, camera: Camera = TABLE_CAMERA) -> None:
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        camera: Camera = TABLE_CAMERA,
+        groups: tuple[int, ...] = VISUAL_GROUPS,
+        site_groups: tuple[int, ...] = (),
+    ) -> None:
+        """Args:
+        model: the scene.
+        camera: where it is seen from.
+        groups: geom groups to draw.
+        site_groups: site groups to draw; the software renderer draws no sites.
+        """
         self._drawer: _OpenGlDrawer | _SoftwareDrawer
         name = backend()
-        self._drawer = _SoftwareDrawer(model, camera) if name == "software" else _OpenGlDrawer(model, camera, name)
+        if name == "software":
+            self._drawer = _SoftwareDrawer(model, camera, groups)
+        else:
+            self._drawer = _OpenGlDrawer(model, camera, groups, site_groups, name)
 
     def render(self, data: mujoco.MjData, width: int, height: int) -> Picture:
         """Picture of the scene as it lies in ``data``, whose kinematics must be up to date."""
@@ -99,10 +114,10 @@ class SceneRenderer:
 
 
 class _SoftwareDrawer:
-    def __init__(self, model: mujoco.MjModel, camera: Camera) -> None:
+    def __init__(self, model: mujoco.MjModel, camera: Camera, groups: tuple[int, ...]) -> None:
         from otpr_sim.software_renderer import PinholeView, SoftwareRenderer  # numba is slow to import
 
-        self._renderer = SoftwareRenderer(model, VISUAL_GROUPS)
+        self._renderer = SoftwareRenderer(model, groups)
         self._view = PinholeView(camera.position(), camera.rotation(), float(model.vis.global_.fovy))
         self._lookat = np.array(camera.lookat)
 
@@ -116,7 +131,7 @@ class _SoftwareDrawer:
 class _OpenGlDrawer:
     """MuJoCo's own renderer on an off-screen context of the named kind."""
 
-    def __init__(self, model: mujoco.MjModel, camera: Camera, kind: str) -> None:
+    def __init__(self, model: mujoco.MjModel, camera: Camera, groups: tuple[int, ...], site_groups: tuple[int, ...], kind: str) -> None:
         self._model = model
         self._make_context: Any = importlib.import_module(f"mujoco.{kind}").GLContext
         self._camera = mujoco.MjvCamera()
@@ -124,8 +139,8 @@ class _OpenGlDrawer:
         self._camera.lookat[:] = camera.lookat
         self._camera.distance, self._camera.azimuth, self._camera.elevation = camera.distance, camera.azimuth_deg, camera.elevation_deg
         self._option = mujoco.MjvOption()
-        self._option.geomgroup[:] = [group in VISUAL_GROUPS for group in range(mujoco.mjNGROUP)]
-        self._option.sitegroup[:] = 0
+        self._option.geomgroup[:] = [group in groups for group in range(mujoco.mjNGROUP)]
+        self._option.sitegroup[:] = [group in site_groups for group in range(mujoco.mjNGROUP)]
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._gl: Any = None
@@ -178,7 +193,7 @@ def _draw_probe(kind: str) -> None:
     model = mujoco.MjModel.from_xml_string(PROBE_SCENE)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    drawer = _OpenGlDrawer(model, Camera((0.0, 0.0, 0.0), 1.0, 0.0, -20.0), kind)
+    drawer = _OpenGlDrawer(model, Camera((0.0, 0.0, 0.0), 1.0, 0.0, -20.0), VISUAL_GROUPS, (), kind)
     picture = drawer.draw(data, 32, 24)
     drawer.close()
     if picture.max() == picture.min():

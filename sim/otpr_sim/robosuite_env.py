@@ -20,7 +20,7 @@ from otpr_policy.command import CartesianTarget
 from otpr_policy.errors import SpecError
 from otpr_policy.rotation import matrix_to_columns, matrix_to_quaternion, quaternion_to_matrix
 from otpr_policy.spec import Array
-from otpr_sim.env import Pose, Stepping, TaskEnv, TaskSpec
+from otpr_sim.env import Pose, RobotEnv, Stepping, TaskSpec
 from otpr_sim.stepping import PHYSICS, make_stepper
 
 _EXPECTED_MESSAGES = (
@@ -71,7 +71,7 @@ class RandomBox:
     largest: float
 
 
-class RobosuiteEnv(TaskEnv):
+class RobosuiteEnv(RobotEnv):
     """A robosuite scene with one Panda arm and its default OSC_POSE controller.
 
     Args:

@@ -13,9 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from otpr_policy.command import CartesianTarget
+from otpr_policy.errors import TaskError
 from otpr_policy.files import write_bytes
 from otpr_policy.spec import Array
-from otpr_sim.env import TaskEnv, episode_seed
+from otpr_sim import registry
+from otpr_sim.env import RobotEnv, episode_seed
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class PoseCommand:
 class TwinCore:
     """One environment, driven by commands instead of actions."""
 
-    def __init__(self, env: TaskEnv, seed: int, *, command_timeout_s: float, trace_directory: Path | None = None) -> None:
+    def __init__(self, env: RobotEnv, seed: int, *, command_timeout_s: float, trace_directory: Path | None = None) -> None:
         """Args:
         env: the simulation.
         seed: episode i starts from ``episode_seed(seed, i)``.
@@ -125,3 +127,12 @@ class TwinCore:
         self._env.set_target(CartesianTarget(pose.position, pose.quaternion, gripper))
         self._pose = None
         self._gripper_is_new = False
+
+
+def make_robot(task: str) -> RobotEnv:
+    """A new environment whose robot a twin can play. Raises TaskError when there is no such task, or no robot in it."""
+    env = registry.make(task)
+    if not isinstance(env, RobotEnv):
+        env.close()
+        raise TaskError(f"task {task!r} has no robot that a twin can play; it can be trained on and evaluated, not driven through topics")
+    return env

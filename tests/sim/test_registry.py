@@ -16,7 +16,7 @@ from otpr_sim.experts import expert
 
 def test_an_unknown_task_lists_the_known_ones() -> None:
     for ask in (registry.spec, registry.make):
-        with pytest.raises(TaskError, match="unknown task 'fly'; known: lift"):
+        with pytest.raises(TaskError, match=r"unknown task 'fly'; known: .*lift"):
             ask("fly")
     with pytest.raises(TaskError, match="known: lift"):
         expert("fly", np.random.default_rng(0))

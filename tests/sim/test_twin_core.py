@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from otpr_policy.command import CartesianTarget
+from otpr_policy.errors import TaskError
+from otpr_sim import registry
 from otpr_sim.env import episode_seed
-from otpr_sim.twin import PoseCommand, TwinCore
+from otpr_sim.twin import PoseCommand, TwinCore, make_robot
 
 
 class RecordingEnv:
@@ -155,3 +157,17 @@ def test_the_trace_of_an_episode_is_written_when_it_ends(tmp_path: Path) -> None
         assert not trace["success"]
     core.finish_episode()  # one state is no trace
     assert not (tmp_path / "episode_0001.npz").exists()
+
+
+def test_a_task_without_a_robot_is_refused_and_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoRobot:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    env = NoRobot()
+    monkeypatch.setattr(registry, "make", lambda task: env)
+    with pytest.raises(TaskError, match="task 'gym:X-v0' has no robot that a twin can play"):
+        make_robot("gym:X-v0")
+    assert env.closed

@@ -247,8 +247,8 @@ def test_a_chunk_longer_than_every_episode_is_refused():
 
 @pytest.mark.slow
 def test_the_scripted_expert_yields_lift_episodes_whose_windows_reach_success(tmp_path):
-    wanted = new_header("lift", episodes=3, seed=7, noise=0.1, speed=1.0)
-    collect(tmp_path / "a", wanted, ScriptedAttempts("lift", 7, 0.1, 1.0), workers=1, overwrite=False, resume=False)
+    attempts = ScriptedAttempts("lift", 7, 0.1, 1.0)
+    collect(tmp_path / "a", new_header(attempts, episodes=3), attempts, workers=1, overwrite=False, resume=False)
     demos = load(tmp_path / "a", "lift")
     for episode in demos.episodes:
         assert episode.reward.sum() == STEPS_AFTER_SUCCESS + 1

@@ -34,7 +34,7 @@ def expert(task: str, rng: np.random.Generator, noise: float = 0.15, speed: floa
         TaskError: no expert for the task (lists those that exist), negative noise, or a speed outside (0, 1].
     """
     if task not in _EXPERTS:
-        raise TaskError(unknown("expert task", task, _EXPERTS))
+        raise TaskError(f"{unknown('expert task', task, _EXPERTS)}; for another, bring your own with --expert MODULE:NAME")
     if not (np.isfinite(noise) and noise >= 0.0):
         raise TaskError(f"noise must be a number of at least 0, got {noise}")
     if not 0.0 < speed <= 1.0:

@@ -11,7 +11,7 @@ from sensor_msgs.msg import JointState
 from otpr_policy.contract import MessageType, ObservationSource, RobotContract
 from otpr_policy.errors import ContractError, unknown
 from otpr_policy.ros.messages import MESSAGE_CLASSES, STATE_PUBLISHER_QOS, ns_to_stamp, set_pose
-from otpr_sim.env import Pose, TaskEnv
+from otpr_sim.env import Pose, RobotEnv
 
 _HAND = "ee"
 
@@ -19,7 +19,7 @@ _HAND = "ee"
 class StatePublisher:
     """One publisher for each topic of the contract. A field named ``<thing>_...`` is about the hand (``ee``) or an object of the task."""
 
-    def __init__(self, node: Node, contract: RobotContract, env: TaskEnv) -> None:
+    def __init__(self, node: Node, contract: RobotContract, env: RobotEnv) -> None:
         """Raises ContractError when the contract reads something that the simulation does not have."""
         self._env = env
         topics: dict[str, tuple[Any, Callable[[], Any]]] = {}

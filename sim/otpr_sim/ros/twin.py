@@ -36,9 +36,8 @@ from otpr_policy.health import WINDOW, Percentiles
 from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, ns_to_stamp, pose_position, pose_quaternion, stamp_to_ns
 from otpr_policy.ros.parameters import declare, parameter
 from otpr_policy.ros.process import run_node
-from otpr_sim.registry import make as make_env
 from otpr_sim.ros.state_publisher import StatePublisher
-from otpr_sim.twin import PoseCommand, TwinCore
+from otpr_sim.twin import PoseCommand, TwinCore, make_robot
 
 NODE_NAME = "twin"
 STATE_RATE_HZ = 100.0
@@ -78,7 +77,7 @@ class TwinNode(Node):
             raise ContractError(f"parameter 'seed' is {parameters.seed}, must be 0 or more")
         self._pacing = _parse_pacing(parameters.pacing)
         self._simulated_stamps = self._pacing is Pacing.LOCKSTEP or self.get_parameter("use_sim_time").value
-        self._env = make_env(parameters.task or contract.twin.task)
+        self._env = make_robot(parameters.task or contract.twin.task)
         trace = Path(parameters.trace) if parameters.trace else None
         if trace is not None:
             make_directory(trace)

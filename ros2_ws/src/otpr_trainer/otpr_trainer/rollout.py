@@ -8,7 +8,7 @@ from otpr_policy.chunk import ChunkPolicy, RecedingHorizon, episode_rng
 from otpr_policy.errors import TaskError
 from otpr_policy.spec import PolicySpec, VectorSpec
 from otpr_sim import registry
-from otpr_sim.env import TaskEnv, TaskSpec, episode_seed
+from otpr_sim.env import StepResult, TaskEnv, TaskSpec, episode_seed
 from otpr_trainer.sources import PolicySource
 from otpr_trainer.workers import ordered_map
 
@@ -19,23 +19,29 @@ collecting demonstrations."""
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """How one episode went. ``steps``: control steps until success or the horizon."""
+    """How one episode went. ``steps``: control steps until its end."""
 
     episode: int
     success: bool
     steps: int
 
 
-def run_episode(env: TaskEnv, policy: ChunkPolicy, seed: int, episode: int) -> EpisodeResult:
-    """Runs episode number ``episode`` of a run with ``seed`` to success or the horizon."""
+Watcher = Callable[[StepResult | None], None]
+"""Told of every state of an episode: None after the reset, then the result of each step."""
+
+
+def run_episode(env: TaskEnv, policy: ChunkPolicy, seed: int, episode: int, watch: Watcher = lambda result: None) -> EpisodeResult:
+    """Runs episode number ``episode`` of a run with ``seed`` to its end: success, failure for good, or the horizon."""
     controller = RecedingHorizon(policy)
     controller.reset(episode_rng(seed, episode))
     observation = env.reset(episode_seed(seed, episode))
+    watch(None)
     steps = 0
     while True:
         result = env.step(controller.act(policy.spec.observation.flatten(observation)))
         observation = result.observation
         steps += 1
+        watch(result)
         if result.terminated or result.truncated:
             return EpisodeResult(episode, result.success, steps)
 

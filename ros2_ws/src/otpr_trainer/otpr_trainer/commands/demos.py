@@ -3,20 +3,39 @@
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from otpr_policy.cli import Command
+from otpr_policy.errors import DemonstrationError
 from otpr_trainer.workers import default_workers
+
+if TYPE_CHECKING:
+    from otpr_trainer.data.collect import Attempts
+
+
+DEFAULT_NOISE = 0.15
+DEFAULT_SPEED = 1.0
 
 
 def _collect_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--task", required=True, help="task name, such as lift")
+    parser.add_argument("--task", required=True, help="task name, such as lift or gym:FetchPickAndPlace-v4")
     parser.add_argument("--episodes", type=int, default=100, help="successful episodes to keep")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the demonstrations")
     parser.add_argument("--seed", type=int, default=0, help="seed of scenes and expert; never meets an evaluation's scenes")
-    parser.add_argument("--noise", type=float, default=0.15, help="noise on the expert's actions, fraction of the action's range")
-    parser.add_argument("--speed", type=float, default=1.0, help="expert's speed, fraction of the largest, in (0, 1]")
+    parser.add_argument(
+        "--expert",
+        metavar="MODULE:NAME",
+        default=SUPPRESS,
+        help="your own expert: makes, from a numpy Generator, what has act(observation)",
+    )
+    parser.add_argument(
+        "--noise", type=float, default=SUPPRESS, help=f"noise on our expert's actions, fraction of their range (default: {DEFAULT_NOISE})"
+    )
+    parser.add_argument(
+        "--speed", type=float, default=SUPPRESS, help=f"our expert's speed, fraction of the largest, in (0, 1] (default: {DEFAULT_SPEED})"
+    )
     parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace demonstrations that are there")
@@ -25,12 +44,12 @@ def _collect_arguments(parser: ArgumentParser) -> None:
 
 
 def _collect(arguments: Namespace) -> int:
-    from otpr_trainer.data.collect import ScriptedAttempts, collect, new_header
+    from otpr_trainer.data.collect import collect, new_header
 
-    wanted = new_header(arguments.task, arguments.episodes, arguments.seed, arguments.noise, arguments.speed)
-    build = ScriptedAttempts(arguments.task, arguments.seed, arguments.noise, arguments.speed)
+    attempts = _attempts(arguments)
+    wanted = new_header(attempts, arguments.episodes)
     try:
-        header = collect(arguments.out, wanted, build, workers=arguments.workers, overwrite=arguments.overwrite, resume=arguments.resume)
+        header = collect(arguments.out, wanted, attempts, workers=arguments.workers, overwrite=arguments.overwrite, resume=arguments.resume)
     except KeyboardInterrupt:
         print(f"otpr: interrupted; go on with the same command and --resume (in place of --overwrite): {arguments.out}", file=sys.stderr)
         return 130
@@ -41,6 +60,17 @@ def _collect(arguments: Namespace) -> int:
         failures = f"{header.discarded} of {header.attempts} attempts failed, discarded"
         print(f"{header.kept} episodes of {header.task} in {arguments.out}; {failures}")
     return 0
+
+
+def _attempts(arguments: Namespace) -> "Attempts":
+    from otpr_trainer.data.collect import ImportedAttempts, ScriptedAttempts
+
+    if "expert" not in arguments:
+        noise, speed = getattr(arguments, "noise", DEFAULT_NOISE), getattr(arguments, "speed", DEFAULT_SPEED)
+        return ScriptedAttempts(arguments.task, arguments.seed, noise, speed)
+    if "noise" in arguments or "speed" in arguments:
+        raise DemonstrationError("--noise and --speed are for our scripted experts; --expert brings its own")
+    return ImportedAttempts(arguments.task, arguments.seed, arguments.expert)
 
 
 def _info_arguments(parser: ArgumentParser) -> None:
@@ -77,13 +107,13 @@ def _info(arguments: Namespace) -> int:
     print(f"steps        {demos.transitions} in all; per episode {length['min']} to {length['max']}, median {length['median']}")
     print(f"source       {source}; seed {header.seed}")
     print(f"sha256       {demos.sha256}\n")
-    print(f"{'':<12} {'field':<24} {'unit':<5} {'least':>10} {'greatest':>10}")
+    print(f"{'':<12} {'field':<24} {'unit':<8} {'least':>10} {'greatest':>10}")
     for side, vector in (("observation", demos.observation), ("action", demos.action)):
         for field in vector.fields:
             for index, (low, high) in enumerate(zip(field.low, field.high, strict=True)):
-                print(f"{side:<12} {f'{field.name}[{index}]':<24} {field.unit:<5} {low:>10.4f} {high:>10.4f}")
+                print(f"{side:<12} {f'{field.name}[{index}]':<24} {field.unit:<8} {low:>10.4f} {high:>10.4f}")
     return 0
 
 
-COLLECT = Command("Record demonstrations of a scripted expert in simulation.", _collect_arguments, _collect)
+COLLECT = Command("Record demonstrations of a scripted expert, or of your own, in simulation.", _collect_arguments, _collect)
 INFO = Command("Say what a demonstration set holds: episodes, lengths, ranges with units, identity.", _info_arguments, _info)

@@ -2,15 +2,22 @@
 """``otpr eval``: success rate of a training run or a policy file over seeded episodes."""
 
 import json
-from argparse import ArgumentParser, Namespace
+import sys
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from otpr_policy.cli import Command
-from otpr_policy.errors import RunError, TaskError
+from otpr_policy.errors import OutputError, RunError, TaskError
 from otpr_sim import registry
-from otpr_trainer.evaluate import DEFAULT_SEED, evaluate
+from otpr_trainer.evaluate import DEFAULT_SEED, EvaluationResult, evaluate
 from otpr_trainer.sources import PolicySource, WeightsSource, load_artifact
 from otpr_trainer.workers import default_workers
+
+if TYPE_CHECKING:
+    from otpr_trainer.record import Recording
+
+DEFAULT_VIDEO_EPISODES = 3
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -22,6 +29,15 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--sampler", help="of a run: ddpm (default) or ddim; a policy file has its own")
     parser.add_argument("--steps", type=int, help="of a run: denoising steps, by default all that it was trained with")
     parser.add_argument("--eta", type=float, help="of a run with ddim: share of noise, 0 (default, deterministic) to 1")
+    parser.add_argument("--video", type=Path, default=SUPPRESS, metavar="FILE", help="also write the first episodes as a video (.mp4)")
+    parser.add_argument(
+        "--video-episodes",
+        type=int,
+        default=SUPPRESS,
+        metavar="N",
+        help=f"how many episodes the video shows, at most those evaluated (default: {DEFAULT_VIDEO_EPISODES})",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing video")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -30,10 +46,14 @@ def _run(arguments: Namespace) -> int:
     task = registry.spec(arguments.task or trained_task).name  # a name that does not exist is said to be that
     if task != trained_task:
         raise TaskError(f"{arguments.target} was trained for task {trained_task!r}, not {task!r}")
+    recording = _record(arguments, source, task)  # first, so that a machine that cannot draw is noticed before the long part
     result = evaluate(source, task, episodes=arguments.episodes, seed=arguments.seed, workers=arguments.workers)
     run = str(arguments.target) if sha256 is None else None
+    if recording is not None:
+        _compare(recording, result)
     if arguments.json:
-        print(json.dumps({**result.to_json(), "artifact_sha256": sha256, "run": run}))
+        video = None if recording is None else {"path": str(recording.path), "frames": recording.frames, "renderer": recording.renderer}
+        print(json.dumps({**result.to_json(), "artifact_sha256": sha256, "run": run, "video": video}))
         return 0
     rows = {
         "policy": str(arguments.target),
@@ -44,8 +64,32 @@ def _run(arguments: Namespace) -> int:
         "means": result.task.success_rule,
         "seed": str(arguments.seed),
     }
+    if recording is not None:
+        last = len(recording.episodes) - 1
+        rows["video"] = f"{recording.path}: episodes 0 to {last}, {recording.frames} frames, drawn by {recording.renderer}"
     print("\n".join(f"{name:<10} {value}" for name, value in rows.items()))
     return 0
+
+
+def _record(arguments: Namespace, source: PolicySource, task: str) -> "Recording | None":
+    if "video" not in arguments:
+        if "video_episodes" in arguments or arguments.overwrite:
+            raise OutputError("--video-episodes and --overwrite are about --video FILE")
+        return None
+    from otpr_sim.video import check_writable
+    from otpr_trainer.record import record
+
+    check_writable(arguments.video, arguments.overwrite)
+    wanted = getattr(arguments, "video_episodes", min(DEFAULT_VIDEO_EPISODES, arguments.episodes))
+    if not 1 <= wanted <= arguments.episodes:
+        raise TaskError(f"--video-episodes {wanted} is not in 1..{arguments.episodes}, the episodes that are evaluated")
+    return record(source, task, seed=arguments.seed, episodes=wanted, path=arguments.video)
+
+
+def _compare(recording: "Recording", result: EvaluationResult) -> None:
+    for counted, shown in zip(result.episodes, recording.episodes, strict=False):
+        if counted != shown:
+            print(f"otpr: episode {shown.episode} went differently on video; the environment does not repeat itself", file=sys.stderr)
 
 
 def _open(arguments: Namespace) -> tuple[PolicySource, str, str | None]:

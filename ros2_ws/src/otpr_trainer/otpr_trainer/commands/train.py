@@ -22,7 +22,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     from otpr_trainer.config import add_flags
 
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="directory of the run")
-    parser.add_argument("--task", default=SUPPRESS, help="task name, such as lift (with --resume: as the run says)")
+    parser.add_argument("--task", default=SUPPRESS, help="task name, such as lift or gym:<id> (with --resume: as the run says)")
     parser.add_argument("--demos", type=Path, default=SUPPRESS, metavar="DIR", help="demonstrations (with --resume: as the run says)")
     parser.add_argument("--seed", type=int, default=SUPPRESS, help="seed of initial weights and batches (default: 0)")
     existing = parser.add_mutually_exclusive_group()

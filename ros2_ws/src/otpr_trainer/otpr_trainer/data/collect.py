@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Collecting demonstrations from a scripted expert in simulation.
+"""Collecting demonstrations from an expert in simulation: a scripted one of ours, or the user's own.
 
 Every attempt depends on its number alone, and attempts are taken in order, so the set is the same whatever the number of
 workers and however often collecting was interrupted.
 """
 
+import importlib
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
@@ -14,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from otpr_policy.errors import DemonstrationError, OutputError
+from otpr_policy.errors import DemonstrationError, OutputError, TaskError
 from otpr_policy.spec import Array
 from otpr_sim import registry
 from otpr_sim.env import TaskEnv, episode_seed
-from otpr_sim.experts import expert
+from otpr_sim.experts import Expert, expert
 from otpr_trainer.data.demonstrations import Episode, Header, episode_path
 from otpr_trainer.rollout import SEED_LIMIT
 from otpr_trainer.workers import ordered_map
@@ -35,13 +37,19 @@ Attempt = Callable[[int], Episode | None]
 
 
 @dataclass(frozen=True)
-class ScriptedAttempts:
+class Attempts(ABC):
     """Builds, in a worker, what tries one numbered attempt and returns its episode, or None when it failed."""
 
     task: str
     seed: int
-    noise: float
-    speed: float
+
+    @abstractmethod
+    def new_expert(self, rng: np.random.Generator) -> Expert:
+        """The demonstrator of one attempt. Raises TaskError when there is none for the task, or an option is out of range."""
+
+    @abstractmethod
+    def source(self) -> dict[str, float | str]:
+        """Who demonstrates, with the numbers that make it repeatable."""
 
     def __call__(self) -> Attempt:
         """Makes the environment that all attempts of this process share."""
@@ -51,15 +59,18 @@ class ScriptedAttempts:
     def _attempt(self, env: TaskEnv, attempt: int) -> Episode | None:
         seed = self.seed + SEED_OFFSET
         rng = np.random.default_rng(np.random.SeedSequence((seed, attempt), spawn_key=(1,)))
-        demonstrator = expert(self.task, rng, self.noise, self.speed)
+        demonstrator = self.new_expert(rng)
+        bounds = env.spec.action
         observation = env.reset(episode_seed(seed, attempt))
         observations, states = [env.spec.observation.flatten(observation)], [env.state()]
         actions: list[Array] = []
         rewards: list[float] = []
-        while sum(rewards) <= STEPS_AFTER_SUCCESS:
-            action = demonstrator.act(observation)
+        successes = 0
+        while successes <= STEPS_AFTER_SUCCESS and not env.ended:
+            action = np.clip(np.asarray(demonstrator.act(observation), dtype=np.float64), bounds.low, bounds.high)
             result = env.step(action)
-            if result.truncated:
+            successes += int(result.success)
+            if (result.truncated and not result.success) or (env.ended and not successes):
                 return None
             observation = result.observation
             actions.append(action)
@@ -69,14 +80,52 @@ class ScriptedAttempts:
         return Episode(attempt, np.stack(observations), np.stack(actions), np.stack(states), np.array(rewards))
 
 
-def new_header(task: str, episodes: int, seed: int, noise: float, speed: float) -> Header:
-    """Header of a scripted collection that is about to start. Raises TaskError on an unknown task or a bad option."""
-    spec = registry.spec(task)
-    expert(task, np.random.default_rng(0), noise, speed)  # its refusals, before any work
-    if episodes < 1 or not 0 <= seed < SEED_LIMIT:
-        raise DemonstrationError(f"episodes must be at least 1 and seed in 0..{SEED_LIMIT - 1}, got {episodes} and {seed}")
-    source: dict[str, float | str] = {"kind": "scripted", "noise": noise, "speed": speed}
-    return Header(task, spec.observation, spec.action, spec.control_rate_hz, source, seed, episodes)
+@dataclass(frozen=True)
+class ScriptedAttempts(Attempts):
+    """Attempts of our scripted expert for the task."""
+
+    noise: float
+    speed: float
+
+    def new_expert(self, rng: np.random.Generator) -> Expert:
+        """See Attempts."""
+        return expert(self.task, rng, self.noise, self.speed)
+
+    def source(self) -> dict[str, float | str]:
+        """See Attempts."""
+        return {"kind": "scripted", "noise": self.noise, "speed": self.speed}
+
+
+@dataclass(frozen=True)
+class ImportedAttempts(Attempts):
+    """Attempts of the user's own expert. ``factory``: ``MODULE:NAME`` of what makes an Expert from a numpy Generator."""
+
+    factory: str
+
+    def new_expert(self, rng: np.random.Generator) -> Expert:
+        """See Attempts."""
+        module, _, name = self.factory.partition(":")
+        try:
+            make = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise TaskError(f"expert {self.factory!r} cannot be imported as MODULE:NAME: {error}; is its folder on PYTHONPATH?") from error
+        demonstrator: Expert = make(rng)
+        if not callable(getattr(demonstrator, "act", None)):
+            raise TaskError(f"expert {self.factory!r} makes a {type(demonstrator).__name__}, which has no method act(observation)")
+        return demonstrator
+
+    def source(self) -> dict[str, float | str]:
+        """See Attempts."""
+        return {"kind": "imported", "expert": self.factory}
+
+
+def new_header(attempts: Attempts, episodes: int) -> Header:
+    """Header of a collection that is about to start. Raises TaskError on an unknown task, expert or a bad option."""
+    spec = registry.spec(attempts.task)
+    attempts.new_expert(np.random.default_rng(0))  # its refusals, before any work
+    if episodes < 1 or not 0 <= attempts.seed < SEED_LIMIT:
+        raise DemonstrationError(f"episodes must be at least 1 and seed in 0..{SEED_LIMIT - 1}, got {episodes} and {attempts.seed}")
+    return Header(attempts.task, spec.observation, spec.action, spec.control_rate_hz, attempts.source(), attempts.seed, episodes)
 
 
 def collect(directory: Path, wanted: Header, build: Callable[[], Attempt], *, workers: int, overwrite: bool, resume: bool) -> Header:
@@ -114,7 +163,9 @@ def collect(directory: Path, wanted: Header, build: Callable[[], Attempt], *, wo
                 if header.complete:
                     break
                 if header.attempts >= MAX_ATTEMPTS_PER_EPISODE * header.wanted:
-                    raise DemonstrationError(f"only {header.kept} of {header.attempts} attempts succeeded; try less noise")
+                    raise DemonstrationError(
+                        f"only {header.kept} of {header.attempts} attempts succeeded; a better expert, or less noise, is needed"
+                    )
     finally:
         outcomes.close()  # type: ignore[attr-defined]  # a generator: ends the workers
     return header
@@ -124,7 +175,7 @@ def _start(directory: Path, wanted: Header, overwrite: bool, resume: bool) -> He
     if resume:
         found = Header.read(directory)
         if replace(found, attempts=0, kept=0) != wanted:
-            raise DemonstrationError(f"{directory} is another collection: task, episodes, seed, noise or speed differ")
+            raise DemonstrationError(f"{directory} is another collection: task, episodes, seed, expert, noise or speed differ")
         return found
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         if not overwrite:
