@@ -34,7 +34,7 @@ def source():
 
 @pytest.fixture
 def point_is_a_task(monkeypatch):
-    monkeypatch.setitem(registry._TASKS, "point", (point_task.SPEC, point_task.PointEnv))
+    monkeypatch.setitem(registry._TASKS, "point", (point_task.SPEC, lambda _stepping: point_task.PointEnv()))
 
 
 def results(source, count, workers, seed=4):

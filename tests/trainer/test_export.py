@@ -36,7 +36,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def point_is_a_task(monkeypatch):
-    monkeypatch.setitem(registry._TASKS, "point", (point_task.SPEC, point_task.PointEnv))
+    monkeypatch.setitem(registry._TASKS, "point", (point_task.SPEC, lambda _stepping: point_task.PointEnv()))
 
 
 def export_to(path, run: Run, **changes):

@@ -120,7 +120,7 @@ def test_a_directory_that_is_not_a_run_is_refused_and_never_deleted(tmp_path):
     (tmp_path / "config.json").write_text('{"kind": "someone else\'s"}')
     with pytest.raises(RunError, match="not a training run"):
         runs.load(tmp_path)
-    with pytest.raises(OutputError, match="so it is not overwritten"):
+    with pytest.raises(OutputError, match="not overwritten"):
         new_run(tmp_path, new_learner(), overwrite=True)
     assert (tmp_path / "config.json").exists()
     with pytest.raises(RunError, match="cannot read"):
@@ -146,7 +146,7 @@ from pathlib import Path
 sys.path[:0] = {path!r}
 import point_task
 from otpr_sim import registry
-registry._TASKS["point"] = (point_task.SPEC, point_task.PointEnv)
+registry._TASKS["point"] = (point_task.SPEC, lambda _stepping: point_task.PointEnv())
 from otpr_policy.cli import Command
 from otpr_trainer.commands.train import BC
 import argparse
@@ -205,7 +205,7 @@ def test_interrupting_saves_says_how_to_go_on_and_exits_130(tmp_path):
 def point_is_a_task(monkeypatch):
     from otpr_sim import registry
 
-    monkeypatch.setitem(registry._TASKS, "point", (point_task.SPEC, point_task.PointEnv))
+    monkeypatch.setitem(registry._TASKS, "point", (point_task.SPEC, lambda _stepping: point_task.PointEnv()))
 
 
 def command(command: Command, *words):

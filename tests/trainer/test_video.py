@@ -65,7 +65,7 @@ def source() -> WeightsSource:
 
 @pytest.fixture(autouse=True)
 def point_is_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry._TASKS, "point", (point_task.SPEC, PaintedPoint))
+    monkeypatch.setitem(registry._TASKS, "point", (point_task.SPEC, lambda _stepping: PaintedPoint()))
 
 
 def decode(path: Path) -> list[np.ndarray]:
