@@ -302,29 +302,34 @@ def test_forgetting_to_close_leaves_neither_process_nor_memory():
 
 
 PROGRAM = """
-import numpy as np, point_fleet, point_task
+import sys, numpy as np, point_fleet, point_task
 from otpr_sim.vector import VectorEnv
 
 if __name__ == "__main__":
     vector = VectorEnv(point_fleet.Slow, point_task.SPEC, envs=4, workers=2, executed_length=3, spare=True)
-    vector.reset(0)
+    if "at the start" not in sys.argv:
+        vector.reset(0)
     print(vector._shared.name, *vector.process_ids, flush=True)
+    vector.reset(0)
     while True:
         vector.step(np.zeros((4, 3, 2)))
 """
 
 
 @pytest.mark.skipif(not Path("/dev/shm").exists(), reason="looks at shared memory as files")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_when_the_whole_program_is_ended(tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "moment"), [(signal.SIGINT, "at the start"), (signal.SIGINT, ""), (signal.SIGTERM, ""), (signal.SIGKILL, "")]
+)
+def test_nothing_is_left_when_the_whole_program_is_ended(tmp_path, number, moment):
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     pipe = subprocess.PIPE
     # a session of its own: Ctrl-C goes to the whole group, workers included
-    process = subprocess.Popen([sys.executable, script], env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    words = [sys.executable, script, moment]
+    process = subprocess.Popen(words, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     name, *processes = process.stdout.readline().split()
-    time.sleep(0.2)
+    time.sleep(0.02 if moment else 0.2)  # workers are being built, or in the middle of a step
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=30)
     assert_gone(name, map(int, processes))
