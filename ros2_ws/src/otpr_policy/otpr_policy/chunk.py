@@ -34,12 +34,36 @@ def episode_rng(seed: int, episode: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence((seed, episode), spawn_key=(1,)))
 
 
+class ObservationHistory:
+    """The last To observations of an episode. Where there is no past yet, the first is repeated, as in training."""
+
+    def __init__(self, horizon: int) -> None:
+        """An empty history of ``horizon`` = To steps."""
+        self._steps: deque[Array] = deque(maxlen=horizon)
+
+    def clear(self) -> None:
+        """Drops everything: the next observation is a first one."""
+        self._steps.clear()
+
+    def append(self, observation: Array) -> None:
+        """Adds an observation (Do,); the caller may use its array again."""
+        observation = observation.copy()
+        if not self._steps:
+            assert self._steps.maxlen is not None
+            self._steps.extend([observation] * (self._steps.maxlen - 1))
+        self._steps.append(observation)
+
+    def stack(self) -> Array:
+        """(To, Do), oldest first."""
+        return np.stack(self._steps)
+
+
 class RecedingHorizon:
     """Stacks the last To observations, infers when a chunk is used up, and hands out one action per control step."""
 
     def __init__(self, policy: ChunkPolicy) -> None:
         self._policy = policy
-        self._history: deque[Array] = deque(maxlen=policy.spec.observation_horizon)
+        self._history = ObservationHistory(policy.spec.observation_horizon)
         self._chunk: Array = np.empty((0, policy.spec.action.size))
         self._next = 0
         self._rng: np.random.Generator | None = None
@@ -61,19 +85,13 @@ class RecedingHorizon:
         return self._next >= min(len(self._chunk), self._policy.spec.executed_length)
 
     def act(self, observation: Array) -> Array:
-        """The action (Da,) for this control step, given its observation (Do,).
-
-        The first step has no past: its history is the first observation repeated, as in training.
-        """
+        """The action (Da,) for this control step, given its observation (Do,)."""
         if self._rng is None:
             raise RuntimeError("reset() comes before act()")
-        observation = observation.copy()  # the caller may use its array again
-        if not self._history:
-            self._history.extend([observation] * (self._policy.spec.observation_horizon - 1))
         self._history.append(observation)
         if self.inference_due:
             noise = self._rng.standard_normal(self._policy.noise_shape)
-            chunk = self._policy.infer(np.stack(self._history), noise)
+            chunk = self._policy.infer(self._history.stack(), noise)
             if len(chunk) != self._policy.spec.chunk_length:
                 raise ValueError(f"the policy yields {len(chunk)} actions, its spec says {self._policy.spec.chunk_length}")
             self._chunk = chunk

@@ -78,7 +78,7 @@ class DiffusionPolicy(nn.Module):
 
 
 class TorchPolicy:
-    """A :class:`DiffusionPolicy` with a sampler chosen. Satisfies :class:`otpr_policy.chunk.ChunkPolicy`."""
+    """A :class:`DiffusionPolicy` with a sampler chosen; an ``otpr_policy.chunk.ChunkPolicy`` and ``otpr_trainer.batched.BatchPolicy``."""
 
     def __init__(self, policy: DiffusionPolicy, reverse: ReverseChain) -> None:
         self.policy = policy.eval()
@@ -99,16 +99,18 @@ class TorchPolicy:
         """(draws, Ta, Da)."""
         return self.reverse.noise_count(), self.spec.chunk_length, self.spec.action.size
 
-    @torch.no_grad()
     def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
         """Observations (To, Do) and noise (noise_shape) to actions (Ta, Da), in physical units."""
-        assert noise.shape == self.noise_shape and observation.shape == (self.spec.observation_horizon, self.spec.observation.size)
-        chain = self.policy.chain(_batch_of_one(observation), _batch_of_one(noise), self.reverse)
-        return self.policy.physical_action(chain[-1])[0].numpy().astype(np.float64)
+        return self.infer_batch(observation[None], noise[None])[0]
 
-
-def _batch_of_one(values: NDArray[Any]) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float32)[None]
+    @torch.no_grad()
+    def infer_batch(self, observations: NDArray[Any], noise: NDArray[Any]) -> Array:
+        """Observations (B, To, Do) and noise (B, *noise_shape) to actions (B, Ta, Da), in physical units."""
+        assert noise.shape[1:] == self.noise_shape and len(noise) == len(observations)
+        assert observations.shape[1:] == (self.spec.observation_horizon, self.spec.observation.size)
+        condition, start = (torch.as_tensor(values, dtype=torch.float32) for values in (observations, noise))
+        chain = self.policy.chain(condition, start, self.reverse)
+        return self.policy.physical_action(chain[-1]).numpy().astype(np.float64)
 
 
 def _identity(size: int) -> AffineMap:

@@ -3,18 +3,15 @@
 
 import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from otpr_policy.errors import EnvironmentSetupError
-from otpr_policy.interrupts import interrupts_ignored
+from otpr_sim.processes import interrupts_held, tie_to_parent
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,7 +47,7 @@ def ordered_map(build: Callable[[], Callable[[Item], Result]], items: Iterable[I
     # spawn, not fork: a forked child would inherit the locks of torch's and the simulator's threads
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (build,))
     try:
-        with interrupts_ignored():  # all workers start with the first submission; they ignore Ctrl-C from their first line on
+        with interrupts_held():  # all workers start with the first submission
             pending: deque[Future[Any]] = deque(pool.submit(_run, item) for item in islice(remaining, 2 * workers))
         while pending:
             result = pending.popleft().result()
@@ -64,16 +61,8 @@ def ordered_map(build: Callable[[], Callable[[Item], Result]], items: Iterable[I
 
 def _start_worker(build: Callable[[], Callable[[Any], Any]]) -> None:
     global _job
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone decides what it means
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    tie_to_parent()
     _job = build()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)  # the parent was killed and cannot shut us down; there is nothing of ours to save
 
 
 def _run(item: Any) -> Any:
