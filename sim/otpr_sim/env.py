@@ -8,6 +8,7 @@ other side, so a policy that runs through the robot's topics meets the same phys
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,13 @@ from numpy.typing import NDArray
 from otpr_policy.command import CartesianTarget, delta_to_target
 from otpr_policy.errors import SpecError, TaskError
 from otpr_policy.spec import Array, VectorSpec
+
+
+class Stepping(Enum):
+    """What computes the torques between two physics steps. The physics is the same."""
+
+    COMPILED = "compiled"  # one compiled call
+    STOCK = "stock"  # the simulator's own controllers: slower, and the oracle for the other
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@
 from collections.abc import Callable
 
 from otpr_policy.errors import TaskError, unknown
-from otpr_sim.env import TaskEnv, TaskSpec
+from otpr_sim.env import Stepping, TaskEnv, TaskSpec
 from otpr_sim.tasks import lift
 
-_TASKS: dict[str, tuple[TaskSpec, Callable[[], TaskEnv]]] = {task.SPEC.name: (task.SPEC, task.make) for task in (lift,)}
+_TASKS: dict[str, tuple[TaskSpec, Callable[[Stepping], TaskEnv]]] = {task.SPEC.name: (task.SPEC, task.make) for task in (lift,)}
 
 
 def names() -> tuple[str, ...]:
@@ -20,12 +20,12 @@ def spec(task: str) -> TaskSpec:
     return _find(task)[0]
 
 
-def make(task: str) -> TaskEnv:
+def make(task: str, stepping: Stepping = Stepping.COMPILED) -> TaskEnv:
     """A new environment of a task; close() it after use. Raises TaskError listing the known ones."""
-    return _find(task)[1]()
+    return _find(task)[1](stepping)
 
 
-def _find(task: str) -> tuple[TaskSpec, Callable[[], TaskEnv]]:
+def _find(task: str) -> tuple[TaskSpec, Callable[[Stepping], TaskEnv]]:
     if task not in _TASKS:
         raise TaskError(unknown("task", task, names()))
     return _TASKS[task]

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks on robosuite: a Panda arm under operational-space control. The only file that imports robosuite.
 
-The physics is robosuite's own. What differs is the border: seeded episodes, named fields in the robot's base frame, an
-absolute Cartesian target instead of a normalised delta, and time that advances in single physics steps.
+The physics is robosuite's own, whichever way it is stepped. What differs is the border: seeded episodes, named fields
+in the robot's base frame, an absolute Cartesian target instead of a normalised delta, and time that advances in single
+physics steps.
 """
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ from otpr_policy.command import CartesianTarget
 from otpr_policy.errors import SpecError
 from otpr_policy.rotation import matrix_to_columns, matrix_to_quaternion, quaternion_to_matrix
 from otpr_policy.spec import Array
-from otpr_sim.env import Pose, TaskEnv, TaskSpec
+from otpr_sim.env import Pose, Stepping, TaskEnv, TaskSpec
+from otpr_sim.stepping import PHYSICS, make_stepper
 
 _EXPECTED_MESSAGES = (
     "No private macro file found",
@@ -54,12 +56,10 @@ with _mujoco_gl_kept():
     import mujoco
     import robosuite
 
-ARM = "right"  # robosuite's name for the arm of a robot that has one
 FINGER_SIGNS = np.array([1.0, -1.0])  # robosuite's second finger joint runs from -0.04 to 0 m; the real hand's from 0 to 0.04 m
 FINGER_RANGE = 0.04  # m
 FINGER_SLEW = 0.004  # m per command: robosuite moves its normalised gripper action by 0.2 of the half range
 BOX_DENSITY = 1000.0  # kg/m^3, of robosuite's boxes
-PHYSICS = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,25 @@ class RobosuiteEnv(TaskEnv):
     Args:
         spec: the task; its object fields are named ``<object>_position``.
         scene: robosuite's name of the environment.
-        boxes: the objects of the task.
+        objects: MuJoCo's name of the body of each object of the task.
+        boxes: those of the objects whose size differs between episodes.
+        stepping: what computes the torques; stock, with a warning, where compiled is not possible.
+
+    Attributes:
+        stepping: what does compute the torques.
     """
 
     frame_id = "panda_link0"
     joint_names = (*(f"panda_joint{i}" for i in range(1, 8)), "panda_finger_joint1", "panda_finger_joint2")
 
-    def __init__(self, spec: TaskSpec, scene: str, boxes: tuple[RandomBox, ...]) -> None:
+    def __init__(
+        self,
+        spec: TaskSpec,
+        scene: str,
+        objects: Mapping[str, str],
+        boxes: tuple[RandomBox, ...] = (),
+        stepping: Stepping = Stepping.COMPILED,
+    ) -> None:
         self.spec = spec
         self._boxes = boxes
         self._env: Any = robosuite.make(
@@ -102,36 +114,29 @@ class RobosuiteEnv(TaskEnv):
         self._data: mujoco.MjData = self._env.sim.data._data
         self.physics_dt_s = float(self._model.opt.timestep)
         self.substeps_per_step = round(1.0 / (spec.control_rate_hz * self.physics_dt_s))
-        self._objects = {box.name: self._model.body(f"{box.name}_main").id for box in boxes}
-        self._find_robot()
+        self._objects = {name: self._model.body(body).id for name, body in objects.items()}
+        self._stepper = make_stepper(self._env, stepping)
+        self.stepping = self._stepper.stepping
+        (self._arm,) = self._stepper.arms
+        self._command = self._arm.command
+        self._qpos = np.concatenate([self._arm.joints, self._arm.finger_joints])
+        self._qvel = np.concatenate([self._arm.dofs, self._arm.finger_dofs])
+        self._signs = np.concatenate([np.ones(self._arm.joints.size), FINGER_SIGNS])
         self._renderer: Any = None
         self.reset(0)
-
-    def _find_robot(self) -> None:
-        robot = self._env.robots[0]
-        self._robot = robot
-        self._passive_action = np.zeros(robot.action_dim)
-        self._qpos = [*robot._ref_joint_pos_indexes, *robot._ref_gripper_joint_pos_indexes[ARM]]
-        self._qvel = [*robot._ref_joint_vel_indexes, *robot._ref_gripper_joint_vel_indexes[ARM]]
-        self._signs = np.concatenate([np.ones(len(self._qpos) - 2), FINGER_SIGNS])
-        self._ee_site = robot.eef_site_id[ARM]
-        # The controller's origin, which is also where the robot's base (link0) is. It never moves.
-        origin = self._model.site(f"{robot.robot_model.naming_prefix}{ARM}_center").id
-        self._base_position = self._data.site_xpos[origin].copy()
-        self._base_rotation = self._data.site_xmat[origin].reshape(3, 3).copy()
 
     # The episode
 
     def reset(self, seed: int) -> dict[str, Array]:
         """See TaskEnv. Draws box sizes, robosuite's noise on the arm's joints, and object placement, in this order."""
         rng = np.random.default_rng(seed)
-        self._set_box_sizes(np.stack([rng.uniform(box.smallest, box.largest, 3) for box in self._boxes]))
+        self._set_box_sizes(np.array([rng.uniform(box.smallest, box.largest, 3) for box in self._boxes]))
         self._env.rng = rng
-        self._env.placement_initializer.rng = rng
+        for sampler in _samplers(self._env.placement_initializer):
+            sampler.rng = rng
         self._env.reset()
         self._data.qacc_warmstart[:] = 0.0
-        mujoco.mj_kinematics(self._model, self._data)
-        self._forget_controller_cache()
+        self._stepper.start_episode()
         self.steps = 0
         self._finger_setpoint = FINGER_RANGE / 2
         self._set_finger_goal()
@@ -154,8 +159,8 @@ class RobosuiteEnv(TaskEnv):
         command = np.concatenate([target.position, target.quaternion, [target.gripper_position]])
         if not np.isfinite(command).all():
             raise SpecError(f"target is not finite: {target}")
-        self._arm.goal_pos = np.array(target.position, dtype=np.float64)
-        self._arm.goal_ori = quaternion_to_matrix(target.quaternion)
+        self._command.goal_position[:] = target.position
+        self._command.goal_rotation[:] = quaternion_to_matrix(target.quaternion)
         wanted = np.clip(target.gripper_position, 0.0, FINGER_RANGE)
         self._finger_setpoint += float(np.clip(wanted - self._finger_setpoint, -FINGER_SLEW, FINGER_SLEW))
         self._set_finger_goal()
@@ -163,18 +168,12 @@ class RobosuiteEnv(TaskEnv):
     def hold(self) -> None:
         """See TaskEnv."""
         pose = self.ee_pose()
-        self._arm.goal_pos = pose.position
-        self._arm.goal_ori = quaternion_to_matrix(pose.quaternion)
+        self._command.goal_position[:] = pose.position
+        self._command.goal_rotation[:] = quaternion_to_matrix(pose.quaternion)
 
     def advance(self, substeps: int) -> None:
         """See TaskEnv."""
-        sim, robot = self._env.sim, self._robot
-        for _ in range(substeps):
-            sim.step1()
-            robot.control(self._passive_action, policy_step=False)
-            sim.step2()
-        # step2 leaves the poses of the state before it; what is reported must be a function of the positions now.
-        mujoco.mj_kinematics(self._model, self._data)
+        self._stepper.advance(substeps)
 
     def joint_positions(self) -> Array:
         """See TaskEnv."""
@@ -186,7 +185,7 @@ class RobosuiteEnv(TaskEnv):
 
     def ee_pose(self) -> Pose:
         """See TaskEnv; the grip site, between the finger tips."""
-        return self._in_base(self._data.site_xpos[self._ee_site], self._data.site_xmat[self._ee_site])
+        return self._in_base(self._data.site_xpos[self._arm.site], self._data.site_xmat[self._arm.site])
 
     def object_poses(self) -> dict[str, Pose]:
         """See TaskEnv."""
@@ -203,25 +202,14 @@ class RobosuiteEnv(TaskEnv):
         }
 
     def _in_base(self, position: Array, rotation: Array) -> Pose:
+        base_rotation = self._arm.origin_rotation  # the controller's origin is where the robot's base (link0) is
         return Pose(
-            self._base_rotation.T @ (position - self._base_position),
-            matrix_to_quaternion(self._base_rotation.T @ rotation.reshape(3, 3)),
+            base_rotation.T @ (position - self._arm.origin_position),
+            matrix_to_quaternion(base_rotation.T @ rotation.reshape(3, 3)),
         )
 
-    @property
-    def _arm(self) -> Any:
-        """The arm's controller. robosuite builds a new one at every reset."""
-        return self._robot.composite_controller.part_controllers[ARM]
-
     def _set_finger_goal(self) -> None:
-        normalised = self._finger_setpoint / (FINGER_RANGE / 2) - 1.0
-        gripper = self._robot.composite_controller.part_controllers[f"{ARM}_gripper"]
-        gripper.goal_qvel = FINGER_SIGNS * normalised
-
-    def _forget_controller_cache(self) -> None:
-        """Makes the controllers read the simulation anew, so that the next torque is a function of state() alone."""
-        for controller in self._robot.composite_controller.part_controllers.values():
-            controller.new_update = True
+        self._command.finger_ctrl[:] = FINGER_SIGNS * self._finger_setpoint
 
     # The state
 
@@ -229,13 +217,14 @@ class RobosuiteEnv(TaskEnv):
         """See TaskEnv. Physics, arm goal (3 + 9), rest posture (7), finger set-point, steps, box half-sizes (3 each)."""
         physics = np.empty(mujoco.mj_stateSize(self._model, PHYSICS))
         mujoco.mj_getState(self._model, self._data, physics, PHYSICS)
-        arm = self._arm
+        command = self._command
         counters = [self._finger_setpoint, self.steps]
-        return np.concatenate([physics, arm.goal_pos, arm.goal_ori.ravel(), arm.initial_joint, counters, self._box_sizes.ravel()])
+        goal = (command.goal_position, command.goal_rotation.ravel(), command.posture)
+        return np.concatenate([physics, *goal, counters, self._box_sizes.ravel()])
 
     def set_state(self, state: Array) -> None:
         """See TaskEnv."""
-        lengths = (mujoco.mj_stateSize(self._model, PHYSICS), 3, 9, len(self._arm.initial_joint), 1, 1, self._box_sizes.size)
+        lengths = (mujoco.mj_stateSize(self._model, PHYSICS), 3, 9, self._command.posture.size, 1, 1, self._box_sizes.size)
         if np.shape(state) != (sum(lengths),):
             raise SpecError(f"state has shape {np.shape(state)}, expected ({sum(lengths)},)")
         parts = np.split(np.asarray(state, dtype=np.float64), np.cumsum(lengths)[:-1])
@@ -243,10 +232,9 @@ class RobosuiteEnv(TaskEnv):
         self._set_box_sizes(sizes.reshape(-1, 3))
         mujoco.mj_setState(self._model, self._data, physics, PHYSICS)
         mujoco.mj_kinematics(self._model, self._data)
-        self._arm.goal_pos = goal_position.copy()
-        self._arm.goal_ori = goal_rotation.reshape(3, 3).copy()
-        self._arm.initial_joint = posture.copy()
-        self._forget_controller_cache()
+        self._command.goal_position[:] = goal_position
+        self._command.goal_rotation[:] = goal_rotation.reshape(3, 3)
+        self._command.posture[:] = posture
         self._finger_setpoint, self.steps = float(setpoint), int(steps)
         self._set_finger_goal()
 
@@ -255,7 +243,8 @@ class RobosuiteEnv(TaskEnv):
         for box, size in zip(self._boxes, sizes, strict=True):
             resize_box(self._model, self._objects[box.name], size)
             next(o for o in self._env.model.mujoco_objects if o.name == box.name).size = size.tolist()
-        mujoco.mj_setConst(self._model, mujoco.MjData(self._model))
+        if self._boxes:
+            mujoco.mj_setConst(self._model, mujoco.MjData(self._model))
         self._box_sizes = sizes.copy()
 
     # Pictures and the end
@@ -276,6 +265,13 @@ class RobosuiteEnv(TaskEnv):
         if self._env is not None:
             self._env.close()
             self._env = None
+
+
+def _samplers(sampler: Any) -> Iterator[Any]:
+    """A robosuite placement sampler and those that it is made of. Each draws from a generator of its own."""
+    yield sampler
+    for part in getattr(sampler, "samplers", {}).values():
+        yield from _samplers(part)
 
 
 def resize_box(model: mujoco.MjModel, body: int, size: NDArray[np.float64]) -> None:

@@ -2,7 +2,7 @@
 """Lift: a Panda arm picks a small cube off a table (robosuite's Lift)."""
 
 from otpr_policy.spec import Field, Semantics, VectorSpec
-from otpr_sim.env import TaskEnv, TaskSpec
+from otpr_sim.env import Stepping, TaskEnv, TaskSpec
 
 # Ranges of the observation are those of the workspace above the table, in the base frame (table top at z = -0.112 m).
 SPEC = TaskSpec(
@@ -29,8 +29,9 @@ SPEC = TaskSpec(
 )
 
 
-def make() -> TaskEnv:
+def make(stepping: Stepping) -> TaskEnv:
     """A new environment. Imports the simulator only here, so that the specification is cheap to read."""
     from otpr_sim.robosuite_env import RandomBox, RobosuiteEnv
 
-    return RobosuiteEnv(SPEC, scene="Lift", boxes=(RandomBox("cube", smallest=0.020, largest=0.022),))
+    boxes = (RandomBox("cube", smallest=0.020, largest=0.022),)
+    return RobosuiteEnv(SPEC, scene="Lift", objects={"cube": "cube_main"}, boxes=boxes, stepping=stepping)
