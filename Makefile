@@ -73,7 +73,7 @@ clean:  ## remove the environment, builds and caches; out/ and runs/ stay
 $(DONE)/venv:
 	@if [ -z "$(PYTHON)" ]; then echo "make: no Python 3.10 to 3.13 found; install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; fi
 	@if ! $(PYTHON) -c $(SUPPORTED) 2>/dev/null; then echo "make: $(PYTHON) is not Python 3.10 to 3.13; name another: make PYTHON=/path/to/python" >&2; exit 1; fi
-	@if ! $(PYTHON) -c 'import ensurepip, venv'; then \
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
 		echo "make: $(PYTHON) has no venv module; install it (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; fi
 	@echo "== making $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv --clear $(VENV) || $(FAILED)

@@ -4,13 +4,15 @@
 action = centre + 0.5 * range * tanh(observation @ weights + 0.1 * noise)
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from otpr_policy.artifact import Denoising, Evaluation, Manifest, Parity, Provenance, embed
+from otpr_policy.artifact import METADATA_KEY, Denoising, Evaluation, Manifest, Parity, Provenance, embed
 from otpr_policy.spec import Array, Field, PolicySpec, Semantics, VectorSpec
 
 OBSERVATION = VectorSpec(
@@ -102,6 +104,19 @@ def manifest(spec: PolicySpec = SPEC) -> Manifest:
 def content(spec: PolicySpec = SPEC) -> bytes:
     """The whole file."""
     return embed(graph(spec), manifest(spec))
+
+
+def sealed(body: bytes) -> bytes:
+    """``body`` with its checksum, byte by byte as docs/artifact.md gives it: field 14 of the model, a key and a value of text."""
+    return body + b"\x72\x4f\x0a\x0botpr.sha256\x12\x40" + hashlib.sha256(body).hexdigest().encode()
+
+
+def stamped(model: onnx.ModelProto, *manifests: str) -> bytes:
+    """A whole file made without our own checks, with as many manifest entries as are given, by default the one that fits."""
+    for text in manifests or (json.dumps(manifest().to_json()),):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = METADATA_KEY, text
+    return sealed(bytes(model.SerializeToString()))
 
 
 def write(path: Path, spec: PolicySpec = SPEC) -> Path:

@@ -3,7 +3,6 @@
 
 import hashlib
 import io
-import json
 import pickle
 import re
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import onnx
 import pytest
 import tiny_policy
 from onnx import TensorProto, helper, numpy_helper
+from tiny_policy import stamped
 
 from otpr_policy import artifact
 from otpr_policy.artifact import METADATA_KEY, PolicyArtifact
@@ -23,18 +23,10 @@ from otpr_policy.errors import ArtifactError
 CONTENT = tiny_policy.content()
 
 
-def _stamped(model: onnx.ModelProto, *manifests: str) -> bytes:
-    """A file made without our own checks, with as many manifest entries as are given."""
-    for text in manifests or (json.dumps(tiny_policy.manifest().to_json()),):
-        entry = model.metadata_props.add()
-        entry.key, entry.value = METADATA_KEY, text
-    return bytes(model.SerializeToString())
-
-
 def _with_node(node: onnx.NodeProto) -> bytes:
     model = tiny_policy.graph()
     model.graph.node.insert(0, node)
-    return _stamped(model)
+    return stamped(model)
 
 
 def _with_constant(tensor: onnx.TensorProto) -> bytes:
@@ -76,6 +68,7 @@ def test_a_missing_file_a_folder_and_a_file_of_something_else_are_named_in_the_r
         "empty": b"",
         "random": np.random.default_rng(0).bytes(5000),
         "zeros": bytes(5000),
+        "unsealed": CONTENT[:-81],
         "text": b"robot: panda\n" * 50,
         "pickle": pickle.dumps({"w": [1.0] * 99}),
     }
@@ -95,41 +88,6 @@ def test_a_pickle_is_never_unpickled(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         artifact.load(tmp_path / "policy.onnx")
     assert not (tmp_path / "sprung").exists()
-
-
-def test_a_file_truncated_anywhere_never_loads() -> None:
-    rng = np.random.default_rng(1)
-    places = {0, 1, len(CONTENT) - 1, *rng.integers(0, len(CONTENT), 120).tolist()}
-    for place in places:
-        with pytest.raises(ArtifactError):
-            artifact.parse(CONTENT[:place])
-
-
-def test_a_file_with_one_damaged_byte_is_refused_or_has_another_identity() -> None:
-    rng = np.random.default_rng(2)
-    sound = artifact.parse(CONTENT).sha256
-    refused = 0
-    for _ in range(300):
-        damaged = bytearray(CONTENT)
-        damaged[int(rng.integers(len(CONTENT)))] ^= int(rng.integers(1, 256))
-        try:
-            assert artifact.parse(bytes(damaged)).sha256 != sound
-        except ArtifactError:
-            refused += 1
-    assert refused > 100
-
-
-@pytest.mark.parametrize("name", ["flat_observation", "noise_scale", "tiny", "MatMul", "Tanh", "chunk_shape", "action"])
-def test_a_name_that_is_no_text_is_refused_and_not_a_crash(name: str) -> None:
-    # onnx's own checker raises UnicodeDecodeError where its message would quote such a name.
-    text = name.encode()
-    for place in [match.start() for match in re.finditer(text, CONTENT)]:
-        damaged = bytearray(CONTENT)
-        damaged[place] = 0xBD
-        try:
-            artifact.parse(bytes(damaged))
-        except ArtifactError:
-            continue
 
 
 def test_a_file_above_the_size_limit_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +130,7 @@ def test_weights_in_another_file_are_refused_and_that_file_is_not_opened(
     else:
         model.graph.node.insert(0, helper.make_node("Constant", [], ["unused"], value=tensor))
     path = tmp_path / "below" / "policy.onnx"
-    path.write_bytes(_stamped(model))
+    path.write_bytes(stamped(model))
     monkeypatch.chdir(tmp_path / "below")
     read: list[str] = []
     to_array = numpy_helper.to_array
@@ -200,7 +158,7 @@ def test_an_operator_outside_standard_onnx_is_refused(domain: str) -> None:
     model.graph.node[6].domain = domain
     model.opset_import.append(helper.make_opsetid(domain, 1))
     with pytest.raises(ArtifactError, match=f"'Tanh' of domain '{domain}'"):
-        artifact.parse(_stamped(model))
+        artifact.parse(stamped(model))
 
 
 def test_loops_and_branches_are_refused() -> None:
@@ -214,6 +172,17 @@ def test_loops_and_branches_are_refused() -> None:
         artifact.parse(_with_node(several))
 
 
+RANDOM = ["RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"]
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+def test_an_operator_that_draws_its_own_random_numbers_is_refused(kind: str) -> None:
+    # With such a node the same observation and noise would not give the same action.
+    node = helper.make_node(kind, [] if kind in ("RandomNormal", "RandomUniform") else ["weights"], ["drawn"])
+    with pytest.raises(ArtifactError, match=f"operator '{kind}' draws random numbers"):
+        artifact.parse(_with_node(node))
+
+
 def test_functions_and_training_steps_are_refused() -> None:
     with_function = tiny_policy.graph()
     square = helper.make_node("Mul", ["x", "x"], ["y"])
@@ -223,7 +192,7 @@ def test_functions_and_training_steps_are_refused() -> None:
     hidden.external_data.add(key="location", value="/etc/passwd")
     for model in (with_function, with_training):
         with pytest.raises(ArtifactError, match="one flat graph"):
-            artifact.parse(_stamped(model))
+            artifact.parse(stamped(model))
 
 
 # Numbers that are none
@@ -240,7 +209,7 @@ def test_a_single_number_that_is_not_finite_is_found(value: float, kind: type[np
     tensor = numpy_helper.from_array(numbers, "planted")
     model = tiny_policy.graph()
     model.graph.initializer.append(tensor)
-    for content in (_with_constant(tensor), _stamped(model)):
+    for content in (_with_constant(tensor), stamped(model)):
         with pytest.raises(ArtifactError, match="planted holds a number that is not finite"):
             artifact.parse(content)
 
@@ -275,7 +244,7 @@ def test_sparse_weights_and_weights_whose_size_is_not_their_datas_are_refused() 
     sparse = tiny_policy.graph()
     sparse.graph.sparse_initializer.add()
     with pytest.raises(ArtifactError, match="sparse"):
-        artifact.parse(_stamped(sparse))
+        artifact.parse(stamped(sparse))
     node = helper.make_node("Constant", [], ["unused"])
     node.attribute.add(name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR).sparse_tensor.dims.append(1)
     with pytest.raises(ArtifactError, match="sparse"):
@@ -292,7 +261,7 @@ def test_sparse_weights_and_weights_whose_size_is_not_their_datas_are_refused() 
 def _changed_value(side: str, index: int, change: Callable[[onnx.ValueInfoProto], None]) -> bytes:
     model = tiny_policy.graph()
     change(getattr(model.graph, side)[index])
-    return _stamped(model)
+    return stamped(model)
 
 
 def _dynamic(value: onnx.ValueInfoProto) -> None:
@@ -333,7 +302,7 @@ def test_each_input_and_output_must_have_the_manifests_name(old: str) -> None:
         for names in (node.input, node.output):
             names[:] = ["other" if name == old else name for name in names]
     with pytest.raises(ArtifactError, match="other"):
-        artifact.parse(_stamped(model))
+        artifact.parse(stamped(model))
 
 
 def test_an_input_too_many_an_output_too_many_and_one_too_few_are_refused() -> None:
@@ -344,18 +313,18 @@ def test_an_input_too_many_an_output_too_many_and_one_too_few_are_refused() -> N
     fewer.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, 4, 7), np.float32), "noise"))
     for model, side in ((more_inputs, "inputs"), (more_outputs, "outputs"), (fewer, "inputs")):
         with pytest.raises(ArtifactError, match=f"graph {side} are"):
-            artifact.parse(_stamped(model))
+            artifact.parse(stamped(model))
 
 
 def test_a_graph_whose_parts_do_not_join_is_refused() -> None:
     model = tiny_policy.graph()
     model.graph.node[1].input[1] = "nowhere"
     with pytest.raises(ArtifactError, match="not a valid ONNX graph"):
-        artifact.parse(_stamped(model))
+        artifact.parse(stamped(model))
 
 
 def test_every_refusal_is_one_line() -> None:
-    for content in (b"", CONTENT[:-1], _stamped(tiny_policy.graph(), "[]"), _with_node(helper.make_node("Nonsense", [], ["x"]))):
+    for content in (b"", CONTENT[:-1], stamped(tiny_policy.graph(), "[]"), _with_node(helper.make_node("Nonsense", [], ["x"]))):
         with pytest.raises(ArtifactError) as caught:
             artifact.parse(content)
         assert "\n" not in str(caught.value)

@@ -164,3 +164,48 @@ def test_an_error_of_the_policy_reaches_the_caller_and_no_stale_action_follows()
         horizon.act(_observation(3))
     assert horizon.inference_due
     assert _play(horizon, range(4, 5)) == [20]
+
+
+def test_the_caller_may_use_its_array_again_and_the_history_stays_what_was_seen() -> None:
+    policy = Recorder(replace(SPEC, observation_horizon=3, executed_length=1))
+    horizon = RecedingHorizon(policy)
+    horizon.reset(episode_rng(0, 0))
+    reused = np.empty(SIZE)
+    for step in range(4):
+        reused[:] = step
+        horizon.act(reused)
+    seen = [observation[:, 0].tolist() for observation in policy.observations]
+    assert seen == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]
+
+
+def test_an_action_that_was_handed_out_may_be_changed_without_changing_the_chunk() -> None:
+    chunk = np.arange(35.0).reshape(5, 7)
+
+    class Same(Recorder):
+        def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
+            return chunk
+
+    horizon = RecedingHorizon(Same())
+    horizon.reset(episode_rng(0, 0))
+    for step in (0, 1, 2, 0, 1):
+        action = horizon.act(_observation(0))
+        assert action.tolist() == [7.0 * step + column for column in range(7)]
+        action[:] = np.nan
+    assert chunk.tolist() == np.arange(35.0).reshape(5, 7).tolist()
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 6, 10])
+def test_a_chunk_of_another_length_than_the_spec_says_is_a_bug_of_the_policy_and_no_action_of_it_is_handed_out(length: int) -> None:
+    class Wrong(Recorder):
+        def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
+            good = super().infer(observation, noise)
+            return np.zeros((length, 7)) if len(self.observations) in (2, 3) else good
+
+    horizon = RecedingHorizon(Wrong())
+    horizon.reset(episode_rng(0, 0))
+    assert _play(horizon, range(3)) == [0, 1, 2]
+    for step in (3, 4):
+        with pytest.raises(ValueError, match=f"yields {length} actions, its spec says 5"):
+            horizon.act(_observation(step))
+        assert horizon.inference_due
+    assert _play(horizon, range(5, 8)) == [30, 31, 32]

@@ -12,7 +12,7 @@ import pytest
 
 from otpr_policy import __version__, cli
 from otpr_policy.cli import Command
-from otpr_policy.errors import ArtifactError, OtprError, TaskError
+from otpr_policy.errors import ArtifactError, EnvironmentSetupError, OtprError, TaskError
 
 
 class Entry:
@@ -87,6 +87,31 @@ def test_a_bug_of_ours_keeps_its_traceback(install: Callable[..., None]) -> None
     install(play=_command(_raise(ValueError("bug"))))
     with pytest.raises(ValueError, match="bug"):
         cli.main(["play"])
+
+
+@pytest.mark.parametrize("error", [ImportError("No module named\n 'torch'"), ModuleNotFoundError("No module named 'torch'")])
+@pytest.mark.parametrize("words", [["train", "bc"], ["train", "bc", "--count", "7"], ["train", "bc", "--help"]])
+def test_a_chosen_command_whose_package_is_not_there_is_one_line_that_says_what_to_ask(
+    error: Exception, words: list[str], install: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(train_bc=error)
+    assert cli.main(words) == 1
+    line = "otpr: error: 'otpr train bc' cannot be loaded: No module named 'torch'; 'otpr doctor' says what is missing\n"
+    assert capsys.readouterr() == ("", line)
+
+
+def test_a_command_that_cannot_be_loaded_is_a_mistake_of_the_environment(install: Callable[..., None]) -> None:
+    cause = ImportError("No module named 'torch'")
+    install(train=cause)
+    with pytest.raises(EnvironmentSetupError) as caught:
+        cli._dispatch(["train"])
+    assert caught.value.__cause__ is cause
+
+
+def test_what_a_terminal_would_obey_is_spelt_out(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    install(play=_command(_raise(ArtifactError("keys are \x1b[2J, a\u202eb, \x00, \ud800 and größe"))))
+    assert cli.main(["play"]) == 1
+    assert capsys.readouterr().err == "otpr: error: keys are \\x1b[2J, a\\u202eb, \\x00, \\ud800 and größe\n"
 
 
 def test_an_interrupt_is_one_line_and_status_130(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

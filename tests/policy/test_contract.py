@@ -85,8 +85,8 @@ def test_a_source_yields_as_many_numbers_as_its_field_has() -> None:
     [
         ("", "gripper_command, limits, observations, pose_command, robot, stop_after_s, twin"),
         ("observations.ee_position.", "frame, joints, max_age_s, part, reliability, topic, type, unit"),
-        ("pose_command.", "frame, position, rotation, topic"),
-        ("gripper_command.", "joints, position, topic"),
+        ("pose_command.", "frame, topic"),
+        ("gripper_command.", "joint, topic"),
         ("limits.", "action_margin, max_distance_m, max_rotation_rad, observation_floor, observation_margin, workspace_high"),
         ("twin.", "task"),
     ],
@@ -138,7 +138,7 @@ def test_an_inverted_workspace_is_refused(axis: int) -> None:
         parse_contract(_with("limits.workspace_high", high))
 
 
-@pytest.mark.parametrize("path", ["robot", "pose_command.topic", "gripper_command.position", "observations.ee_position.unit", "twin.task"])
+@pytest.mark.parametrize("path", ["robot", "pose_command.topic", "gripper_command.joint", "observations.ee_position.unit", "twin.task"])
 @pytest.mark.parametrize("value", [1, True, None, ["x"], {"x": "y"}])
 def test_a_text_must_be_text(path: str, value: Any) -> None:
     with pytest.raises(ContractError, match=rf"{path} must be text"):
@@ -186,9 +186,23 @@ def test_a_source_must_be_readable_and_complete() -> None:
             parse_contract(_with("observations.gripper_position.joints", joints))
     with pytest.raises(ContractError, match="at least one field"):
         parse_contract(_with("observations", {}))
-    for joints in ([], ["a", "b"]):
-        with pytest.raises(ContractError, match=r"gripper_command\.joints must name one joint"):
-            parse_contract(_with("gripper_command.joints", joints))
+    for joints in (["panda_joint1"], ["a", "a"]):
+        with pytest.raises(ContractError, match=r"observations\.cube_position\.joints has no meaning for a pose"):
+            parse_contract(_with("observations.cube_position.joints", joints))
+
+
+@pytest.mark.parametrize("path", [path for path in _keys(DATA) if path.endswith(".topic")])
+def test_a_topic_that_is_empty_is_refused(path: str) -> None:
+    with pytest.raises(ContractError, match=f"{path} is empty"):
+        parse_contract(_with(path, ""))
+
+
+@pytest.mark.parametrize("key", ["position", "rotation", "joints"])
+def test_a_contract_cannot_rename_the_action_fields_that_a_command_carries(key: str) -> None:
+    # command.py names them: an earlier form of this file had keys for it, and one that still has them must not seem to work.
+    section = "gripper_command" if key == "joints" else "pose_command"
+    with pytest.raises(ContractError, match=f"{section}: unknown key '{key}'"):
+        parse_contract(_with(f"{section}.{key}", "ee_position_delta"))
 
 
 @pytest.mark.parametrize("path", ["pose_command.frame", "observations.ee_position.frame", "observations.ee_rotation.frame"])
@@ -201,22 +215,6 @@ def test_targets_are_given_in_the_frame_of_the_measurement_that_they_are_made_fr
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["robot: [", "a: b: c", "\tx", "robot: a\x00b", "[" * 5000, "stop_after_s: 2026-13-45", "stop_after_s: !!int abc", "x: 1" + "0" * 5000],
-    ids=lambda text: repr(text[:12]),
-)
-def test_what_is_not_yaml_is_refused_with_the_files_name(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=r"robot\.yaml is not YAML"):
-        _load_text(tmp_path, text)
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "robot.yaml").write_bytes(b"robot: caf\xe9\n")
-    with pytest.raises(ContractError, match="is not YAML"):
-        load_contract(str(tmp_path / "robot.yaml"))
-
-
-@pytest.mark.parametrize(
     "tag", ["!!python/object/apply:os.system", "!!python/object/apply:pathlib.Path.touch", "!!python/name:os.system", "!x"]
 )
 def test_a_tag_that_would_run_code_is_refused_and_nothing_runs(tag: str, tmp_path: Path) -> None:
@@ -225,6 +223,16 @@ def test_a_tag_that_would_run_code_is_refused_and_nothing_runs(tag: str, tmp_pat
     with pytest.raises(ContractError, match="is not YAML"):
         _load_text(tmp_path, text)
     assert not sprung.exists()
+
+
+@pytest.mark.parametrize("key", ["robot", "pose_command", "max_distance_m", "max_age_s", "cube_position", "task"])
+def test_a_key_that_is_repeated_anywhere_in_the_file_is_refused(key: str, tmp_path: Path) -> None:
+    lines = SHIPPED.read_text(encoding="utf-8").splitlines()
+    (at, line) = next((at, line) for at, line in enumerate(lines) if line.strip().startswith(f"{key}:"))
+    indent = line[: len(line) - len(line.lstrip())]
+    text = "\n".join([*lines[:at], f"{indent}{key}: 0.2", *lines[at:]]) + "\n"
+    with pytest.raises(ContractError, match=f"key '{key}' is repeated"):
+        _load_text(tmp_path, text)
 
 
 def test_a_contract_that_refers_to_itself_is_refused(tmp_path: Path) -> None:
@@ -282,20 +290,23 @@ def _policy(**changed: Field | None) -> PolicySpec:
             "cube_position is in 'm', but the artifact was trained in 'mm'",
         ),
         ({"cube_position": Field("cube_position", "m", (0.0,) * 2, (1.0,) * 2)}, "cube_position has 3 numbers, but the artifact reads 2"),
-        ({"ee_rotation": None}, "need the observation field 'ee_rotation'"),
-        ({"ee_position": None}, "need the observation field 'ee_position'"),
-        ({"ee_rotation_delta": None}, "commands carry ee_position_delta, ee_rotation_delta, gripper_position; the artifact writes"),
+        ({"ee_rotation": None}, "Cartesian commands are made from the observation field 'ee_rotation'; the policy reads ee_position, "),
+        ({"ee_position": None}, "Cartesian commands are made from the observation field 'ee_position'; the policy reads ee_rotation, "),
+        (
+            {"ee_rotation_delta": None},
+            "commands carry ee_position_delta, ee_rotation_delta, gripper_position; the policy writes ee_position_delta, g",
+        ),
         (
             {"ee_rotation_delta": Field("ee_rotation_delta", "deg", (-1.0,) * 3, (1.0,) * 3, Semantics.DELTA)},
-            "ee_rotation_delta must be 3 delta numbers in 'rad'; the artifact writes 3 delta in 'deg'",
+            "ee_rotation_delta must be 3 delta numbers in 'rad'; the policy writes 3 delta in 'deg'",
         ),
         (
             {"ee_position_delta": Field("ee_position_delta", "m", (-1.0,) * 2, (1.0,) * 2, Semantics.DELTA)},
-            "ee_position_delta must be 3 delta numbers in 'm'; the artifact writes 2 delta",
+            "ee_position_delta must be 3 delta numbers in 'm'; the policy writes 2 delta",
         ),
         (
             {"ee_position_delta": Field("ee_position_delta", "m", (-1.0,) * 3, (1.0,) * 3, Semantics.ABSOLUTE)},
-            "ee_position_delta must be 3 delta numbers in 'm'; the artifact writes 3 absolute",
+            "ee_position_delta must be 3 delta numbers in 'm'; the policy writes 3 absolute",
         ),
     ],
 )

@@ -60,7 +60,7 @@ class Robot:
     def sense(self, **changed: Any) -> None:
         for name, values in {**SAMPLES, **changed}.items():
             if values is not None:
-                self.buffer.push(name, self.now_ns, np.array(values, dtype=float))
+                self.buffer.push(name, self.now_ns, np.array(values, dtype=float), self.now_ns)
 
     def tick(self, **changed: Any) -> Command | None:
         """A control step after fresh samples; ``name=None`` leaves a field's topic silent."""
@@ -131,7 +131,7 @@ def test_a_command_is_the_delta_from_the_newest_measurement_and_carries_its_olde
     moved = np.array([0.52, 0.01, 0.12])
     robot.now_ns += STEP_NS
     robot.sense(ee_position=None)
-    robot.buffer.push("ee_position", robot.now_ns - 7, moved)
+    robot.buffer.push("ee_position", robot.now_ns - 7, moved, robot.now_ns)
     command = robot.loop.tick(robot.now_ns)
     expected = delta_to_target({**SAMPLES, "ee_position": moved}, tiny_policy.ACTION.split(action))
     assert command is not None
@@ -181,13 +181,79 @@ def test_the_stop_is_counted_in_ticks_and_not_by_the_datas_clock() -> None:
     assert robot.loop.state is State.STOPPED
 
 
-def test_a_hold_that_ends_in_time_starts_counting_from_zero_again() -> None:
+# N = 4 held ticks are allowed within any 16.
+
+
+def _play(robot: Robot, pattern: str) -> list[State]:
+    """Plays ticks, ``.`` with fresh samples and ``x`` without, and returns the state after each."""
+    return [(robot.tick() if tick == "." else robot.blind_tick(), robot.loop.state)[1] for tick in pattern]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "x.x.x.x.X",
+        "xx..xx...X",
+        "xxx...........xX",
+        "xxxx...........X",
+        "x..x..x..x..X",
+        "............................xx.x.x.X",
+    ],
+)
+def test_an_input_that_comes_and_goes_stops_the_robot_at_the_tick_that_makes_it_five_in_sixteen(pattern: str) -> None:
     robot = Robot(stop_after_s=0.2).in_state(State.ENGAGED)
-    for _ in range(5):
-        for _ in range(4):
-            robot.blind_tick()
-        assert robot.loop.state is State.HOLD
-        assert robot.tick() is not None
+    states = _play(robot, pattern.lower())
+    assert states == [{".": State.ENGAGED, "x": State.HOLD, "X": State.STOPPED}[tick] for tick in pattern]
+    assert "old, allowed are 0.100 s" in robot.loop.reason
+    assert set(_play(robot, "." * 40)) == {State.STOPPED}
+
+
+@pytest.mark.parametrize("pattern", ["xxxx............", "xxx............x", "x...", "xx......", "x.x.x.x........."])
+def test_four_held_ticks_in_any_sixteen_go_on_for_ever(pattern: str) -> None:
+    robot = Robot(stop_after_s=0.2).in_state(State.ENGAGED)
+    states = _play(robot, pattern * 20)
+    assert set(states) == {State.ENGAGED, State.HOLD}
+    assert robot.loop.counters.holds == 20 * pattern.count("x")
+
+
+def test_engaging_starts_the_count_of_holds_anew() -> None:
+    robot = Robot(stop_after_s=0.2).in_state(State.ENGAGED)
+    assert _play(robot, "xxxx") == [State.HOLD] * 4
+    robot.sense()
+    robot.loop.disengage()
+    assert robot.engage() is None
+    assert _play(robot, "xxxxx") == [State.HOLD] * 4 + [State.STOPPED]
+    robot.loop.reset()
+    robot.sense()
+    assert robot.engage() is None
+    assert _play(robot, "xxxxx") == [State.HOLD] * 4 + [State.STOPPED]
+
+
+def test_a_clock_that_goes_back_holds_until_every_field_came_on_the_new_time() -> None:
+    robot = Robot().in_state(State.ENGAGED)
+    assert robot.tick() is not None
+    robot.now_ns -= 10_000_000_000
+    assert robot.loop.tick(robot.now_ns) is None
+    assert robot.loop.state is State.HOLD
+    assert robot.loop.reason == "ee_position is stamped 10.000 s in the future; the clock went back"
+    assert robot.tick(cube_position=None) is None
+    assert robot.loop.reason.startswith("cube_position is stamped 9.950 s in the future")
+    command = robot.tick()
+    assert command is not None
+    assert command.stamp_ns == robot.now_ns
+
+
+def test_after_a_reset_nothing_sensed_before_it_can_move_the_robot() -> None:
+    robot = Robot().in_state(State.ENGAGED)
+    robot.tick()
+    robot.loop.reset()
+    assert robot.buffer.complete_until_ns is None
+    for missing in SAMPLES:
+        robot.loop.reset()
+        robot.sense(**{missing: None})
+        assert robot.engage() == f"{missing} has not arrived"
+    robot.sense()
+    assert robot.engage() is None
 
 
 def test_a_stop_keeps_its_reason_and_only_a_reset_ends_it() -> None:
@@ -203,6 +269,7 @@ def test_a_stop_keeps_its_reason_and_only_a_reset_ends_it() -> None:
     assert [robot.tick() for _ in range(50)] == [None] * 50
     assert (robot.loop.state, robot.loop.reason) == (State.STOPPED, reason)
     robot.loop.reset()
+    assert robot.engage() == "ee_position has not arrived"  # what was sensed before the reset is forgotten
     assert robot.tick() is None  # a reset alone moves nothing
     assert (robot.loop.state, robot.loop.reason) == (State.READY, "not engaged")
     assert robot.engage() is None
@@ -220,7 +287,9 @@ def test_engaging_is_refused_with_the_reason_and_changes_nothing() -> None:
     assert (robot.loop.state, robot.loop.reason) == (State.READY, "not engaged")
     robot.sense()
     assert robot.engage() is None
-    assert robot.engage() == "already engaged"
+    assert robot.engage() == "already engaged (ENGAGED)"
+    robot.blind_tick()
+    assert robot.engage() == "already engaged (HOLD)"
     assert not robot.policy.observations  # engaging itself runs nothing
 
 
@@ -268,6 +337,14 @@ def test_an_absurd_action_is_rejected_counted_and_ends_in_a_stop(index: int, val
     counters = robot.loop.counters
     assert (counters.rejects, counters.holds, counters.commands, counters.clamps) == (3, 3, 0, 0)
     assert counters.inferences == 3  # a rejected chunk is not continued
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 8])
+def test_an_action_of_another_size_is_a_bug_of_the_policy_and_no_command_leaves(size: int) -> None:
+    robot = Robot(action=np.full(size, 0.02)).in_state(State.ENGAGED)
+    with pytest.raises(ValueError, match=rf"vector of shape \({size},\), expected \(7,\)"):
+        robot.tick()
+    assert robot.loop.counters.commands == 0
 
 
 def test_a_target_outside_the_workspace_is_clamped_or_rejected_and_counted() -> None:

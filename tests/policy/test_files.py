@@ -102,6 +102,41 @@ def test_content_is_synced_before_it_is_renamed_into_place(target: Path, monkeyp
     assert order == ["sync", "rename", "sync"]  # the content, then the folder that names it
 
 
+@pytest.mark.parametrize("call", ["fsync", "open"])
+def test_a_folder_that_cannot_be_synced_is_no_error_for_the_new_file_is_in_place(
+    call: str, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    original = getattr(os, call)
+
+    def failing(what: int | Path, *flags: int) -> int | None:
+        place = Path(os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else what)
+        if place == target.parent:
+            asked.append("folder")
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return original(what, *flags)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(os, call, failing)
+    files.write_bytes(target, b"new")
+    assert asked == ["folder"]
+    assert target.read_bytes() == b"new"
+    assert [entry.name for entry in target.parent.iterdir()] == [target.name]
+
+
+def test_the_mode_is_found_once_and_writing_never_touches_the_mask_of_the_whole_process(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = stat.S_IMODE(target.stat().st_mode)  # as open() made it
+    before = os.umask(0o077)
+    monkeypatch.setattr(os, "umask", lambda _mask: pytest.fail("another thread would now create files that anyone can write"))
+    try:
+        files.write_bytes(target, b"new")
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    assert stat.S_IMODE(target.stat().st_mode) == usual
+
+
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     blocker = tmp_path / "file"
     blocker.write_bytes(b"")

@@ -3,26 +3,20 @@
 
 import copy
 import json
+import math
 import re
+from dataclasses import replace
 from typing import Any
 
-import onnx
 import pytest
 import tiny_policy
+from tiny_policy import stamped
 
 from otpr_policy import artifact
-from otpr_policy.artifact import METADATA_KEY, Denoising, Evaluation, Manifest, Parity, Provenance
+from otpr_policy.artifact import Denoising, Evaluation, Manifest, Parity, Provenance
 from otpr_policy.errors import ArtifactError
 
 HUGE = 10**400  # a whole number that JSON can write and no float can hold
-
-
-def _stamped(model: onnx.ModelProto, *manifests: str) -> bytes:
-    """A file made without our own checks, with as many manifest entries as are given."""
-    for text in manifests or (json.dumps(tiny_policy.manifest().to_json()),):
-        entry = model.metadata_props.add()
-        entry.key, entry.value = METADATA_KEY, text
-    return bytes(model.SerializeToString())
 
 
 def _with_manifest(path: list[Any], value: Any) -> bytes:
@@ -32,7 +26,7 @@ def _with_manifest(path: list[Any], value: Any) -> bytes:
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
-    return _stamped(tiny_policy.graph(), json.dumps(data))
+    return stamped(tiny_policy.graph(), json.dumps(data))
 
 
 def test_a_manifest_survives_json() -> None:
@@ -41,7 +35,7 @@ def test_a_manifest_survives_json() -> None:
         noise_shape=(3, 4, 7),
         denoising=Denoising("ddpm", 3, 20, 1.0),
         provenance=Provenance("bc", "lift", 3, "ab" * 32, "cd" * 20, "2026-01-02T03:04:05Z", "0.1.0"),
-        parity=Parity(10, 1e-4, (1e-6, 1 / 3, 2e-7), 2e-6),
+        parity=Parity(10, 0.5, (1e-6, 1 / 3, 2e-7), 2e-6),
         evaluation=Evaluation(10, 20_000, 80, 'the cube is "lifted" Ü', 9, 8, 1),
     )
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
@@ -50,9 +44,9 @@ def test_a_manifest_survives_json() -> None:
 def test_a_file_needs_exactly_one_manifest() -> None:
     text = json.dumps(tiny_policy.manifest().to_json())
     with pytest.raises(ArtifactError, match=r"0 'otpr\.manifest' entries"):
-        artifact.parse(tiny_policy.graph().SerializeToString())
+        artifact.parse(tiny_policy.sealed(tiny_policy.graph().SerializeToString()))
     with pytest.raises(ArtifactError, match=r"2 'otpr\.manifest' entries|duplicate keys in metadata_props"):
-        artifact.parse(_stamped(tiny_policy.graph(), text, text))
+        artifact.parse(stamped(tiny_policy.graph(), text, text))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +56,7 @@ def test_a_file_needs_exactly_one_manifest() -> None:
 )
 def test_a_manifest_that_is_no_json_object_is_refused(text: str) -> None:
     with pytest.raises(ArtifactError, match="manifest"):
-        artifact.parse(_stamped(tiny_policy.graph(), text))
+        artifact.parse(stamped(tiny_policy.graph(), text))
 
 
 @pytest.mark.parametrize("version", [0, 2, "1", None, 1.0, True, [1]])
@@ -79,11 +73,11 @@ def test_every_section_refuses_an_unknown_and_a_missing_key(section: str) -> Non
         data = copy.deepcopy(whole)
         del (data[section] if section else data)[key]
         with pytest.raises(ArtifactError, match=f"manifest|{key}"):
-            artifact.parse(_stamped(tiny_policy.graph(), json.dumps(data)))
+            artifact.parse(stamped(tiny_policy.graph(), json.dumps(data)))
     data = copy.deepcopy(whole)
     (data[section] if section else data)["note"] = "x"
     with pytest.raises(ArtifactError, match="note"):
-        artifact.parse(_stamped(tiny_policy.graph(), json.dumps(data)))
+        artifact.parse(stamped(tiny_policy.graph(), json.dumps(data)))
     if section:
         no_mappings: list[Any] = [None, [], "x", 1]
         for value in no_mappings:
@@ -137,7 +131,7 @@ def test_a_text_must_be_text(path: list[Any], value: Any) -> None:
 def test_a_number_too_large_for_a_float_is_refused_though_it_is_valid_json() -> None:
     text = json.dumps(tiny_policy.manifest().to_json()).replace("0.0001", "1e999")
     with pytest.raises(ArtifactError, match=r"parity\.tolerance"):
-        artifact.parse(_stamped(tiny_policy.graph(), text))
+        artifact.parse(stamped(tiny_policy.graph(), text))
 
 
 @pytest.mark.parametrize("shape", [[], None, "1", [1, 4, 0], [1, 4, -7], [True, 4, 7], [1.0, 4, 7], [[1], 4, 7]])
@@ -153,3 +147,73 @@ def test_a_noise_shape_is_a_list_of_positive_whole_numbers(shape: Any) -> None:
 def test_successes_cannot_exceed_episodes(key: str, value: int) -> None:
     with pytest.raises(ArtifactError, match="evaluation of"):
         artifact.parse(_with_manifest(["evaluation", key], value))
+
+
+# What is of the right type and still cannot be
+
+
+@pytest.mark.parametrize("shape", [[4, 7], [28], [1, 1, 4, 7], [1, 3, 7], [1, 4, 6], [1, 7, 4]])
+def test_the_noise_must_have_the_shape_of_a_chunk_for_each_draw(shape: list[int]) -> None:
+    with pytest.raises(ArtifactError, match=re.escape(f"noise of shape {tuple(shape)} does not fit chunks of shape (4, 7)")):
+        artifact.parse(_with_manifest(["noise_shape"], shape))
+
+
+def test_a_policy_whose_chunks_are_not_the_noises_is_refused() -> None:
+    with pytest.raises(ArtifactError, match=re.escape("noise of shape (1, 4, 7) does not fit chunks of shape (5, 7)")):
+        artifact.parse(_with_manifest(["policy", "chunk_length"], 5))
+
+
+@pytest.mark.parametrize(("errors", "steps"), [([], 1), ([1e-6, 1e-6], 1), ([1e-6], 2), ([1e-6] * 99, 100)])
+def test_parity_names_one_error_for_each_denoising_step(errors: list[float], steps: int) -> None:
+    data = tiny_policy.manifest().to_json()
+    data["denoising"] |= {"steps": steps, "train_steps": 100}
+    data["parity"]["step_errors"] = errors
+    with pytest.raises(ArtifactError, match=f"{len(errors)} step errors for {steps} denoising steps"):
+        artifact.parse(stamped(tiny_policy.graph(), json.dumps(data)))
+
+
+STEP_ERRORS = (3e-5, 1e-4, 2e-5)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, "end to end"])
+@pytest.mark.parametrize("error", [1.0000001e-4, 0.5, math.nan, math.inf])
+def test_a_policy_whose_graph_differs_more_than_is_accepted_is_refused_wherever_it_does(place: Any, error: float) -> None:
+    def manifest(*errors: float) -> Manifest:
+        whole = replace(tiny_policy.manifest().denoising, steps=3, train_steps=20)
+        return replace(tiny_policy.manifest(), denoising=whole, parity=Parity(10, 1e-4, errors[:3], errors[3]))
+
+    assert manifest(*STEP_ERRORS, 1e-4).parity.tolerance == 1e-4  # an error of the tolerance itself is accepted
+    errors = [*STEP_ERRORS, 1e-4]
+    errors[3 if place == "end to end" else place] = error
+    with pytest.raises(ArtifactError, match=r"differ by .* of the range, more than the accepted 1\.0e-04"):
+        manifest(*errors)
+
+
+@pytest.mark.parametrize("key", ["steps", "train_steps"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_policy_denoises_in_at_least_one_step(key: str, value: int) -> None:
+    with pytest.raises(ArtifactError, match="is none"):
+        artifact.parse(_with_manifest(["denoising", key], value))
+
+
+@pytest.mark.parametrize("path", [*TEXTS, ["policy", "observation", 1, "unit"]], ids=str)
+@pytest.mark.parametrize("value", ["a\nb", "\x1b[2J", "\x00", "a\u202eb", "\ud800", "\x7f"], ids=ascii)
+def test_a_text_is_shown_on_terminals_and_must_be_printable(path: list[Any], value: str) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        artifact.parse(_with_manifest(path, value))
+    assert str(caught.value).isprintable()  # nor does the refusal carry it there
+
+
+def test_a_text_of_any_language_is_printable() -> None:
+    rule = "Würfel über 4 cm — 立方体"
+    assert artifact.parse(_with_manifest(["evaluation", "success_rule"], rule)).manifest.evaluation.success_rule == rule
+
+
+@pytest.mark.parametrize("key", ["schema_version", "noise_shape", "seed", "tolerance", "chunk_length", "unit", "disagreements"])
+def test_a_key_that_is_repeated_is_refused_at_every_level_even_with_the_same_value(key: str) -> None:
+    text = json.dumps(tiny_policy.manifest().to_json())
+    repeated = re.sub(rf'("{key}": (\[[^]]*\]|"[^"]*"|[^,}}\]]+))', r"\1, \1", text, count=1)
+    assert json.loads(repeated) == json.loads(text)  # JSON itself takes the last, silently
+    assert repeated != text
+    with pytest.raises(ArtifactError, match="a key is repeated"):
+        artifact.parse(stamped(tiny_policy.graph(), repeated))

@@ -66,13 +66,13 @@ def test_zeros_with_a_sign_and_denormal_numbers_pass_bit_for_bit(value: float) -
     assert filtered.vector.tobytes() == vector.tobytes()
 
 
-def test_a_gripper_at_minus_zero_is_at_its_bound_and_a_denormal_below_it_is_clamped_onto_it() -> None:
+def test_a_gripper_at_minus_zero_is_at_its_bound_and_a_denormal_below_it_is_cut_off_without_being_counted() -> None:
     vector = MIDDLE.copy()
     vector[-1] = -0.0
-    assert filter_action(ACTION, vector, LIMITS).band is Band.PASS
+    assert filter_action(ACTION, vector, LIMITS).vector.tobytes() == vector.tobytes()
     vector[-1] = -5e-324
-    clamped = filter_action(ACTION, vector, LIMITS)
-    assert (clamped.band, clamped.vector[-1]) == (Band.CLAMP, 0.0)
+    cut = filter_action(ACTION, vector, LIMITS)
+    assert (cut.band, cut.vector[-1]) == (Band.PASS, 0.0)
 
 
 @pytest.mark.parametrize("index", range(ACTION.size))
@@ -80,6 +80,7 @@ def test_a_gripper_at_minus_zero_is_at_its_bound_and_a_denormal_below_it_is_clam
 def test_the_bands_meet_at_the_bound_and_at_the_bound_plus_its_margin(index: int, side: int) -> None:
     bound = (ACTION.low if side < 0 else ACTION.high)[index]
     width = ACTION.high[index] - ACTION.low[index]
+    rounding = 2.0**-23 * max(abs(ACTION.low[index]), abs(ACTION.high[index]))  # of a float32 of the bound's size
     edge = bound + side * (0.1 * width)
 
     def band(value: float) -> tuple[Band, float]:
@@ -89,7 +90,9 @@ def test_the_bands_meet_at_the_bound_and_at_the_bound_plus_its_margin(index: int
         return filtered.band, float(filtered.vector[index])
 
     assert band(bound) == (Band.PASS, bound)
-    assert band(np.nextafter(bound, side * np.inf)) == (Band.CLAMP, bound)
+    assert band(np.nextafter(bound, side * np.inf)) == (Band.PASS, bound)  # cut off, but no fault of the policy
+    assert band(bound + side * 0.9 * rounding) == (Band.PASS, bound)
+    assert band(bound + side * 1.1 * rounding) == (Band.CLAMP, bound)
     assert band(edge) == (Band.CLAMP, bound)
     assert band(np.nextafter(edge, side * np.inf))[0] is Band.REJECT
 
@@ -106,10 +109,23 @@ def test_a_clamp_changes_the_components_outside_and_no_other() -> None:
     assert vector[1] == 0.052  # the caller's vector is left alone
 
 
+@pytest.mark.parametrize("margin", [0.0, 1e-12, 0.1])
+def test_a_bound_that_the_graph_clipped_to_in_float32_passes_as_the_bound_whatever_the_margin(margin: float) -> None:
+    for bounds in (ACTION.low, ACTION.high):
+        vector = bounds.astype(np.float32).astype(np.float64)
+        assert (vector != bounds).any()  # 0.05 and 0.04 are none in float32
+        filtered = filter_action(ACTION, vector, replace(LIMITS, action_margin=margin))
+        assert (filtered.band, filtered.reason) == (Band.PASS, "")
+        assert (ACTION.low <= filtered.vector).all()
+        assert (filtered.vector <= ACTION.high).all()
+        np.testing.assert_allclose(filtered.vector, bounds, atol=1e-8)
+
+
 def test_without_a_margin_nothing_is_clamped() -> None:
     vector = MIDDLE.copy()
-    vector[2] = np.nextafter(0.05, 1)
+    vector[2] = 0.05 + 1.1 * 2.0**-23 * 0.05
     assert filter_action(ACTION, vector, replace(LIMITS, action_margin=0.0)).band is Band.REJECT
+    assert filter_action(ACTION, vector, LIMITS).band is Band.CLAMP
 
 
 any_number = st.one_of(st.floats(-0.06, 0.06), st.floats(-0.6, 0.6), st.floats())
@@ -306,6 +322,23 @@ def test_an_observation_may_lie_outside_the_training_range_by_the_larger_of_marg
         assert check_observation(OBSERVATION, vector, LIMITS) is None
     vector[index] = np.nextafter(edge, side * np.inf)
     assert check_observation(OBSERVATION, vector, LIMITS) is not None
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (8,), (1, 7), (7, 1), (7, 7), (0,)])
+def test_a_vector_of_another_shape_is_a_bug_of_the_caller_and_not_compared_with_all_limits_at_once(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected \(7,\)"):
+        filter_action(ACTION, np.full(shape, 0.01), LIMITS)
+    with pytest.raises(ValueError, match=rf"expected \({OBSERVATION.size},\)"):
+        check_observation(OBSERVATION, np.full(shape, 0.01), LIMITS)
+
+
+def test_two_results_are_equal_only_if_they_are_one() -> None:
+    target = CartesianTarget(np.array([0.5, 0.0, 0.1]), DOWN_QUATERNION, 0.02)
+    actions = [filter_action(ACTION, MIDDLE, LIMITS) for _ in range(2)]
+    targets = [filter_target(target, target.position, matrix_to_columns(DOWN), LIMITS) for _ in range(2)]
+    assert actions[0] != actions[1]  # rather than numpy's error about the truth of an array
+    assert targets[0] != targets[1]
+    assert len({*actions, *targets}) == 4
 
 
 # Limits themselves

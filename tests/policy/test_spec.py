@@ -86,6 +86,25 @@ def test_ranges_slices_and_sizes_agree_with_the_fields() -> None:
     assert SPEC.slices == {"hand": slice(0, 3), "finger": slice(3, 4), "turn": slice(4, 6)}
 
 
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_ranges_are_shared_and_therefore_read_only(end: str) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        getattr(SPEC, end)[0] = 99.0
+    with pytest.raises(ValueError, match="read-only"):
+        np.negative(getattr(SPEC, end), out=getattr(SPEC, end))
+    assert getattr(SPEC, end) is getattr(SPEC, end)
+    assert getattr(SPEC, end).tolist() == [number for field in SPEC.fields for number in getattr(field, end)]
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "\x00", "a\u202eb", "\ud800", "\x7f"], ids=ascii)
+def test_names_and_units_are_shown_on_terminals_and_must_be_printable(text: str) -> None:
+    for name, unit in ((text, "m"), ("x", text)):
+        with pytest.raises(SpecError, match="printable") as caught:
+            Field(name, unit, (0.0,), (1.0,))
+        assert str(caught.value).isprintable()  # nor does the refusal carry it there
+    assert Field("Öffnung", "µm", (0.0,), (1.0,)).unit == "µm"
+
+
 def test_an_unknown_field_lists_the_known_ones() -> None:
     assert SPEC["turn"].unit == "rad"
     with pytest.raises(SpecError, match="unknown field 'elbow'; known: finger, hand, turn"):

@@ -13,7 +13,18 @@ from otpr_trainer.config import from_json
 from otpr_trainer.networks.mlp import DiffusionMLP, sinusoid
 from otpr_trainer.policy import TorchPolicy
 
-SMALL = Config(chunk_length=2, executed_length=2, train_steps=5, width=32, depth=2, time_size=8, iterations=60, batch_size=32, warmup=5)
+SMALL = Config(
+    observation_horizon=1,
+    chunk_length=2,
+    executed_length=2,
+    train_steps=5,
+    width=32,
+    depth=2,
+    time_size=8,
+    iterations=60,
+    batch_size=32,
+    warmup=5,
+)
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from otpr_trainer.policy import TorchPolicy
 from otpr_trainer.run import Run, RunConfig, create, git_commit, utc_now
 from otpr_trainer.train import train
 
-CONFIG = Config(chunk_length=2, executed_length=2, train_steps=6, width=32, depth=2, time_size=8, iterations=100, batch_size=64)
+CONFIG = Config(
+    observation_horizon=2, chunk_length=2, executed_length=2, train_steps=6, width=32, depth=2, time_size=8, iterations=100, batch_size=64
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +114,7 @@ def test_the_file_gives_torch_actions_within_the_bounds(run, tmp_path):
     rng = np.random.default_rng(1)
     low, high = reference.spec.action.low, reference.spec.action.high
     for _ in range(20):
-        observation, noise = rng.uniform([-1, 19, 19], [1, 21, 21], (1, 3)), rng.standard_normal(policy.noise_shape)
+        observation, noise = rng.uniform([-1, 19, 19], [1, 21, 21], (2, 3)), rng.standard_normal(policy.noise_shape)
         action = policy.infer(observation, noise)
         assert action == pytest.approx(reference.infer(observation, noise), abs=1e-5)
         assert (action >= low - 1e-7).all() and (action <= high + 1e-7).all()

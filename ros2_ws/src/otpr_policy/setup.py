@@ -30,8 +30,11 @@ setup(
         "console_scripts": ["otpr = otpr_policy.cli:main"],
         "otpr.commands": [
             "bringup = otpr_policy.commands.bringup:COMMAND",
+            "disengage = otpr_policy.commands.engage:DISENGAGE",
             "doctor = otpr_policy.commands.doctor:COMMAND",
+            "engage = otpr_policy.commands.engage:ENGAGE",
             "inspect = otpr_policy.commands.inspect:COMMAND",
+            "reset = otpr_policy.commands.engage:RESET",
         ],
     },
     zip_safe=False,

@@ -4,7 +4,8 @@
 The graph holds normaliser, denoising steps, clipping and de-normaliser; the manifest, JSON in the model's metadata,
 says what the numbers mean and what was proved of them. docs/artifact.md gives the format field by field.
 
-A file that came from elsewhere is checked before anything runs it. Parsing uses ``onnx`` on bytes in memory, which
+The last bytes of the file are a checksum of all the others, so that a damaged file is told from a whole one. A file
+that came from elsewhere is checked before anything runs it. Parsing uses ``onnx`` on bytes in memory, which
 never follows a reference to another file.
 """
 
@@ -24,8 +25,9 @@ from otpr_policy.spec import PolicySpec, is_number
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "otpr.manifest"
+CHECKSUM_KEY = "otpr.sha256"
 SIZE_LIMIT_BYTES = 512 * 2**20  # far above any policy that meets a control deadline; bounds what a hostile file costs us
-_STANDARD_DOMAINS = ("", "ai.onnx")
+_RANDOM_OPERATORS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 _T = TypeVar("_T")
 
 
@@ -37,6 +39,10 @@ class Denoising:
     steps: int  # denoising steps in the graph
     train_steps: int  # length of the schedule it was trained with
     eta: float  # DDIM's share of noise, 1 for DDPM
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.train_steps < 1:
+            raise ArtifactError(f"denoising in {self.steps} of {self.train_steps} steps is none")
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,17 @@ class Manifest:
     provenance: Provenance
     parity: Parity
     evaluation: Evaluation
+
+    def __post_init__(self) -> None:
+        chunk = (self.policy.chunk_length, self.policy.action.size)
+        if len(self.noise_shape) != 3 or self.noise_shape[1:] != chunk:
+            raise ArtifactError(f"noise of shape {self.noise_shape} does not fit chunks of shape {chunk}")
+        parity = self.parity
+        if len(parity.step_errors) != self.denoising.steps:
+            raise ArtifactError(f"{len(parity.step_errors)} step errors for {self.denoising.steps} denoising steps")
+        worst = float(np.max([*parity.step_errors, parity.end_to_end_error]))  # NaN if any is
+        if not worst <= parity.tolerance:
+            raise ArtifactError(f"graph and network differ by {worst:.1e} of the range, more than the accepted {parity.tolerance:.1e}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as stored in the file."""
@@ -146,7 +163,8 @@ def embed(model: onnx.ModelProto, manifest: Manifest) -> bytes:
     stamped.CopyFrom(model)
     del stamped.metadata_props[:]  # exporters leave build paths there
     onnx.helper.set_model_props(stamped, {METADATA_KEY: json.dumps(manifest.to_json())})
-    content = bytes(stamped.SerializeToString())
+    body = bytes(stamped.SerializeToString())
+    content = body + _checksum(body)
     parse(content)
     return content
 
@@ -177,8 +195,18 @@ def parse(content: bytes) -> PolicyArtifact:
     """Checks a policy file's content; see :func:`load` for what it refuses."""
     model = check_model(content)
     manifest = _read_manifest(model)
+    body = content[: -len(_checksum(b""))]
+    if content != body + _checksum(body):
+        raise ArtifactError("the file is damaged: its content does not match its checksum")
     _check_signature(model, manifest)
     return PolicyArtifact(content, sha256(content).hexdigest(), manifest)
+
+
+def _checksum(body: bytes) -> bytes:
+    """One more metadata entry, serialised. Protobuf reads messages that follow each other as one, so it can stand at the end."""
+    trailer = onnx.ModelProto()
+    onnx.helper.set_model_props(trailer, {CHECKSUM_KEY: sha256(body).hexdigest()})
+    return bytes(trailer.SerializeToString())
 
 
 def check_model(content: bytes) -> onnx.ModelProto:
@@ -193,8 +221,10 @@ def check_model(content: bytes) -> onnx.ModelProto:
     if model.functions or model.training_info:
         raise ArtifactError("the model defines functions or training steps; a policy is one flat graph")
     for node in model.graph.node:
-        if node.domain not in _STANDARD_DOMAINS:
+        if node.domain:
             raise ArtifactError(f"operator {node.op_type!r} of domain {node.domain!r}; only standard ONNX operators are run")
+        if node.op_type in _RANDOM_OPERATORS:
+            raise ArtifactError(f"operator {node.op_type!r} draws random numbers; all of a policy's noise is its input")
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise ArtifactError(f"operator {node.op_type!r} holds a subgraph; a policy is one flat graph without loops or branches")
         if not all(np.isfinite([attribute.f, *attribute.floats]).all() for attribute in node.attribute):
@@ -238,7 +268,7 @@ def _read_manifest(model: onnx.ModelProto) -> Manifest:
     if len(entries) != 1:
         raise ArtifactError(f"the file has {len(entries)} {METADATA_KEY!r} entries, an OTPR policy has one; make one with 'otpr export'")
     try:
-        data = json.loads(entries[0], parse_constant=_refuse_constant)
+        data = json.loads(entries[0], parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeated)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the manifest is not JSON: {error}") from error
     return Manifest.from_json(data)
@@ -246,6 +276,13 @@ def _read_manifest(model: onnx.ModelProto) -> Manifest:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number")
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        raise ValueError("a key is repeated")
+    return data
 
 
 def _record(kind: type[_T], data: Any) -> _T:
@@ -265,7 +302,7 @@ def _record(kind: type[_T], data: Any) -> _T:
             valid = is_number(value)
             values[key] = float(value) if valid else None
         else:
-            valid = isinstance(value, expected) and not isinstance(value, bool)
+            valid = isinstance(value, expected) and not isinstance(value, bool) and (expected is not str or value.isprintable())
             values[key] = value
         if not valid:
             raise ArtifactError(f"manifest {section}.{key}: {value!r} is not of the expected type")

@@ -67,13 +67,17 @@ class RecedingHorizon:
         """
         if self._rng is None:
             raise RuntimeError("reset() comes before act()")
+        observation = observation.copy()  # the caller may use its array again
         if not self._history:
             self._history.extend([observation] * (self._policy.spec.observation_horizon - 1))
         self._history.append(observation)
         if self.inference_due:
             noise = self._rng.standard_normal(self._policy.noise_shape)
-            self._chunk = self._policy.infer(np.stack(self._history), noise)
+            chunk = self._policy.infer(np.stack(self._history), noise)
+            if len(chunk) != self._policy.spec.chunk_length:
+                raise ValueError(f"the policy yields {len(chunk)} actions, its spec says {self._policy.spec.chunk_length}")
+            self._chunk = chunk
             self._next = 0
-        action: Array = self._chunk[self._next]
+        action: Array = self._chunk[self._next].copy()
         self._next += 1
         return action

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from otpr_policy import __version__
-from otpr_policy.errors import OtprError, unknown
+from otpr_policy.errors import EnvironmentSetupError, OtprError, unknown
 
 GROUP = "otpr.commands"
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a reader that went away is noticed below, and not while Python exits
         return status
     except OtprError as error:
-        print(f"otpr: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"otpr: error: {_one_line(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("otpr: interrupted", file=sys.stderr)
@@ -72,7 +72,10 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _run(entry: EntryPoint, name: list[str], arguments: list[str]) -> int:
-    command: Command = entry.load()
+    try:
+        command: Command = entry.load()
+    except ImportError as error:
+        raise EnvironmentSetupError(f"'otpr {' '.join(name)}' cannot be loaded: {error}; 'otpr doctor' says what is missing") from error
     parser = argparse.ArgumentParser(
         prog=f"otpr {' '.join(name)}",
         description=command.help,
@@ -81,6 +84,11 @@ def _run(entry: EntryPoint, name: list[str], arguments: list[str]) -> int:
     )
     command.add_arguments(parser)
     return command.run(parser.parse_args(arguments))
+
+
+def _one_line(text: str) -> str:
+    """The text without line breaks, and with what a terminal would obey rather than show spelt out: it may quote a hostile file."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
 
 
 def _print_overview(commands: dict[tuple[str, ...], EntryPoint]) -> None:

@@ -5,21 +5,18 @@ docs/deploy.md explains every key by example. Parsing refuses unknown keys and l
 limit must not be a limit that silently does not hold.
 """
 
-import types
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any
 
-import yaml
-
-from otpr_policy.errors import ContractError, unknown
+from otpr_policy.command import READS, check_commands
+from otpr_policy.errors import ContractError, SpecError, unknown
 from otpr_policy.safety import Limits
 from otpr_policy.share import share_directory
-from otpr_policy.spec import PolicySpec, Semantics, VectorSpec
-
-_T = TypeVar("_T")
+from otpr_policy.spec import PolicySpec
+from otpr_policy.strict_yaml import build, read_yaml
 
 
 class MessageType(Enum):
@@ -44,8 +41,6 @@ class Reliability(Enum):
     BEST_EFFORT = "best_effort"  # takes what any publisher offers; the newest sample is all that counts
     RELIABLE = "reliable"
 
-
-_HAND_FIELDS = ("ee_position", "ee_rotation")  # what a delta action is relative to
 
 _READABLE = {
     MessageType.JOINT_STATE: (Part.POSITION, Part.VELOCITY),
@@ -80,21 +75,18 @@ class ObservationSource:
 
 @dataclass(frozen=True)
 class PoseCommand:
-    """The topic that takes the hand's target pose (geometry_msgs/msg/PoseStamped), and the action fields behind it."""
+    """The topic that takes the hand's target pose (geometry_msgs/msg/PoseStamped), and the frame it is in."""
 
     topic: str
     frame: str
-    position: str
-    rotation: str
 
 
 @dataclass(frozen=True)
 class GripperCommand:
-    """The topic that takes the finger target (std_msgs/msg/Float64MultiArray [m]), and the action field behind it."""
+    """The topic that takes the finger target (std_msgs/msg/Float64MultiArray [m]), and the joint that it moves."""
 
     topic: str
-    joints: tuple[str, ...]
-    position: str
+    joint: str
 
 
 @dataclass(frozen=True)
@@ -135,28 +127,10 @@ class RobotContract:
             size = source_size(source)
             if size != field.size:
                 raise ContractError(f"contract {self.robot}: {field.name} has {size} numbers, but the artifact reads {field.size}")
-        for required in _HAND_FIELDS:
-            if required not in policy.observation.names:
-                raise ContractError(f"contract {self.robot}: Cartesian commands need the observation field {required!r}")
-        self._check_actions(policy.action)
-
-    def _check_actions(self, action: VectorSpec) -> None:
-        served = {
-            self.pose_command.position: (3, "m", Semantics.DELTA),
-            self.pose_command.rotation: (3, "rad", Semantics.DELTA),
-            self.gripper_command.position: (1, "m", Semantics.ABSOLUTE),
-        }
-        if set(served) != set(action.names):
-            raise ContractError(
-                f"contract {self.robot}: commands carry {', '.join(sorted(served))}; the artifact writes {', '.join(action.names)}"
-            )
-        for field in action.fields:
-            if (field.size, field.unit, field.semantics) != served[field.name]:
-                size, unit, semantics = served[field.name]
-                raise ContractError(
-                    f"contract {self.robot}: {field.name} must be {size} {semantics.value} numbers in {unit!r}; "
-                    f"the artifact writes {field.size} {field.semantics.value} in {field.unit!r}"
-                )
+        try:
+            check_commands(policy)
+        except SpecError as error:
+            raise ContractError(f"contract {self.robot}: {error}") from error
 
 
 def source_size(source: ObservationSource) -> int:
@@ -183,28 +157,22 @@ def load_contract(robot: str) -> RobotContract:
         if not path.is_file():
             raise ContractError(f"{unknown('robot', robot, robot_names())}; or give the path of a contract .yaml")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ContractError(f"cannot read contract {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no text, dates that are none
-        raise ContractError(f"contract {path} is not YAML: {error}") from error
-    try:
-        return parse_contract(data)
+        return parse_contract(read_yaml(path))
     except ContractError as error:
         raise ContractError(f"{path.name}: {error}") from error
 
 
 def parse_contract(data: Any) -> RobotContract:
     """Builds a contract from plain data; see :func:`load_contract` for what it refuses."""
-    contract = _build(RobotContract, data, "contract")
+    contract = build(RobotContract, data, "contract")
     if not contract.observations:
         raise ContractError("observations: at least one field is needed")
     for name, source in contract.observations.items():
         _check_source(f"observations.{name}", source)
     _check_positive("stop_after_s", contract.stop_after_s)
-    if len(contract.gripper_command.joints) != 1:
-        raise ContractError(f"gripper_command.joints must name one joint, got {len(contract.gripper_command.joints)}")
-    for name in _HAND_FIELDS:
+    _check_text("pose_command.topic", contract.pose_command.topic)
+    _check_text("gripper_command.topic", contract.gripper_command.topic)
+    for name in READS:
         hand = contract.observations.get(name)
         if hand is not None and hand.frame != contract.pose_command.frame:
             raise ContractError(
@@ -214,6 +182,7 @@ def parse_contract(data: Any) -> RobotContract:
 
 
 def _check_source(where: str, source: ObservationSource) -> None:
+    _check_text(f"{where}.topic", source.topic)
     _check_positive(f"{where}.max_age_s", source.max_age_s)
     if source.type not in _READABLE:
         raise ContractError(f"{where}.type: {unknown('readable message type', source.type.value, [t.value for t in _READABLE])}")
@@ -224,78 +193,15 @@ def _check_source(where: str, source: ObservationSource) -> None:
         raise ContractError(f"{where}.joints must name each joint once, in field order")
     if source.type is MessageType.POSE_STAMPED and not source.frame:
         raise ContractError(f"{where}.frame must name the frame that the pose is given in")
+    if source.type is MessageType.POSE_STAMPED and source.joints:
+        raise ContractError(f"{where}.joints has no meaning for a pose")
+
+
+def _check_text(where: str, value: str) -> None:
+    if not value:
+        raise ContractError(f"{where} is empty")
 
 
 def _check_positive(where: str, value: float) -> None:
     if not 0 < value < float("inf"):
         raise ContractError(f"{where} is {value}, must be a finite number above 0")
-
-
-def _build(kind: type[_T], data: Any, where: str) -> _T:
-    """Builds a dataclass from a mapping, refusing unknown and missing keys and converting each value to its field's type."""
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(data, dict):
-        raise ContractError(f"{where} must be a mapping with the keys {', '.join(known)}")
-    for key in data:
-        if key not in known:
-            raise ContractError(f"{where}: {unknown('key', str(key), known)}")
-    values = {}
-    for name, field in known.items():
-        if name in data:
-            values[name] = _convert(field.type, data[name], f"{where}.{name}")
-        elif field.default is MISSING:
-            raise ContractError(f"{where}: key {name!r} is missing; required: {_required(kind)}")
-    return kind(**values)
-
-
-def _required(kind: type[Any]) -> str:
-    return ", ".join(field.name for field in fields(kind) if field.default is MISSING)
-
-
-def _convert(expected: Any, value: Any, where: str) -> Any:
-    if isinstance(expected, types.UnionType):  # the optional twin
-        (expected,) = (option for option in get_args(expected) if option is not type(None))
-    origin = get_origin(expected)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, dict):
-            raise ContractError(f"{where} must be a mapping")
-        return {str(key): _convert(get_args(expected)[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is tuple:
-        return _convert_tuple(get_args(expected), value, where)
-    if issubclass(expected, Enum):
-        return _convert_enum(expected, value, where)
-    if expected in _SCALARS:
-        return _SCALARS[expected](value, where)
-    return _build(expected, value, where)
-
-
-def _convert_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    if not isinstance(value, list) or (items[-1] is not Ellipsis and len(value) != len(items)):
-        count = "" if items[-1] is Ellipsis else f" of {len(items)}"
-        raise ContractError(f"{where} must be a list{count}, got {value!r}")
-    return tuple(_convert(items[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-
-
-def _convert_enum(expected: type[Enum], value: Any, where: str) -> Enum:
-    try:
-        return expected(value)
-    except ValueError as error:
-        raise ContractError(f"{where}: {unknown('value', str(value), [member.value for member in expected])}") from error
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise ContractError(f"{where} must be text, got {value!r}")
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ContractError(f"{where} must be a number, got {value!r}")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise ContractError(f"{where} is too large for a number") from error
-
-
-_SCALARS: dict[Any, Callable[[Any, str], Any]] = {str: _text, float: _number}

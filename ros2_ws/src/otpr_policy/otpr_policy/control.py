@@ -7,6 +7,7 @@ Anything that fails on the way is a reason to hold. While the robot holds, nothi
 keeps its last target, and the consumer's own time-out does the rest. docs/safety.md has every state and transition.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
@@ -43,11 +44,13 @@ class ControlLoop:
     """
 
     def __init__(self, policy: ChunkPolicy, buffer: ObservationBuffer, limits: Limits, stop_after_s: float) -> None:
-        """Args:
-        policy: what turns observations into actions.
-        buffer: where the samples arrive.
-        limits: the robot's.
-        stop_after_s: how long a hold may last before it becomes a stop that a person has to reset.
+        """Makes a loop that is READY.
+
+        Args:
+            policy: what turns observations into actions.
+            buffer: where the samples arrive.
+            limits: the robot's.
+            stop_after_s: how long the robot may hold, within any four times that long, before it is stopped.
         """
         self._spec = policy.spec
         self._horizon = RecedingHorizon(policy)
@@ -55,7 +58,7 @@ class ControlLoop:
         self._limits = limits
         # Counted in ticks: neither a jump of the data's clock nor a pause of the simulation can shorten or stretch it.
         self._stop_after_ticks = max(1, round(stop_after_s * policy.spec.control_rate_hz))
-        self._held_ticks = 0
+        self._recent_holds: deque[bool] = deque(maxlen=4 * self._stop_after_ticks)
         self.state = State.READY
         self.reason = "not engaged"
         self.counters = Counters()
@@ -65,11 +68,12 @@ class ControlLoop:
         if self.state is State.STOPPED:
             return f"stopped: {self.reason}; call reset first"
         if self.state is not State.READY:
-            return "already engaged"
+            return f"already engaged ({self.state.value})"
         observation = self._usable_observation(now_ns)
         if isinstance(observation, Missing):
             return observation.reason
         self._horizon.reset(rng)
+        self._recent_holds.clear()
         self._enter(State.ENGAGED, "")
         return None
 
@@ -83,7 +87,8 @@ class ControlLoop:
         self._enter(State.STOPPED, reason)
 
     def reset(self) -> None:
-        """Clears a stop. The robot stays still until it is engaged again."""
+        """Clears a stop and every sample. The robot stays still until it is engaged again, on data that is newer than this."""
+        self._buffer.clear()
         self._enter(State.READY, "not engaged")
 
     def tick(self, now_ns: int) -> Command | None:
@@ -99,6 +104,7 @@ class ControlLoop:
         if isinstance(target, Missing):
             self._hold(target.reason)
             return None
+        self._recent_holds.append(False)
         self._enter(State.ENGAGED, "")
         self.counters.commands += 1
         return Command(target, observation.stamp_ns)
@@ -128,8 +134,8 @@ class ControlLoop:
     def _hold(self, reason: str) -> None:
         self.counters.holds += 1
         self._horizon.forget()
-        self._held_ticks = self._held_ticks + 1 if self.state is State.HOLD else 1
-        if self._held_ticks > self._stop_after_ticks:
+        self._recent_holds.append(True)  # counted over a while: an input that comes and goes must not hold and resume for ever
+        if sum(self._recent_holds) > self._stop_after_ticks:
             self.stop(reason)
         else:
             self._enter(State.HOLD, reason)

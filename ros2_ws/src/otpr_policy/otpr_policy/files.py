@@ -11,6 +11,15 @@ from pathlib import Path
 from otpr_policy.errors import OutputError
 
 
+def _usual_mode() -> int:
+    mask = os.umask(0)  # the only way to read it is to set it; done once, before there are threads
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+_USUAL_MODE = _usual_mode()
+
+
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``target``; on success it is synced and renamed onto it, on failure removed.
@@ -29,14 +38,15 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         _sync(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600; a file that we publish gets the usual mode
+        os.chmod(temporary, _USUAL_MODE)  # mkstemp makes 0600
         os.replace(temporary, target)
-        _sync(target.parent)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+    with suppress(OSError):  # the new file is in place; that its name survives a power cut is not every file system's to promise
+        _sync(target.parent)
 
 
 def write_bytes(target: Path, content: bytes) -> None:
@@ -67,9 +77,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -12,7 +12,8 @@ from otpr_policy.artifact import PolicyArtifact, check_model
 from otpr_policy.errors import ArtifactError, unknown
 from otpr_policy.spec import Array, PolicySpec
 
-_PREFERRED_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+_CUDA = "CUDAExecutionProvider"
+_PREFERRED_PROVIDERS = (_CUDA, "CPUExecutionProvider")
 _WARM_UP_CALLS = 20  # the first calls allocate; the first CUDA call also compiles
 
 
@@ -41,6 +42,8 @@ class OnnxPolicy:
         self._observation = np.zeros((1, spec.observation_horizon, spec.observation.size), dtype=np.float32)
         self._noise = np.zeros((1, *noise_shape), dtype=np.float32)
         self._action_shape = (1, spec.chunk_length, spec.action.size)
+        if _CUDA in wanted:
+            onnxruntime.preload_dlls()  # pip's CUDA libraries are not where the loader looks
         try:
             self._session = onnxruntime.InferenceSession(content, _session_options(), providers=wanted)
             self._warm_up()

@@ -18,7 +18,7 @@ from otpr_policy.spec import Array, VectorSpec
 FUTURE_TOLERANCE_NS = 50_000_000  # two computers' clocks may differ a little; a stamp further ahead is a fault
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Observation:
     """Every field, fresh. ``stamp_ns`` is the oldest of its samples' stamps: all of it is at least this new."""
 
@@ -47,13 +47,14 @@ class ObservationBuffer:
         self._samples: dict[str, tuple[int, Array]] = {}  # field -> stamp and values; arrays are never changed in place
         self._refusal: dict[str, str] = {}  # field -> why its last message was refused, while no good one followed
 
-    def push(self, name: str, stamp_ns: int, values: NDArray[Any]) -> str | None:
-        """Stores a sample of a field. Returns None, or the reason why it was refused; the older sample then stays."""
-        values = np.asarray(values, dtype=np.float64)
+    def push(self, name: str, stamp_ns: int, values: NDArray[Any], now_ns: int) -> str | None:
+        """Stores a sample of a field that arrived at ``now_ns``. Returns None, or why it was refused; the older sample then stays."""
+        values = np.array(values, dtype=np.float64)
+        values.setflags(write=False)
         with self._lock:
-            reason = self._refuse(name, stamp_ns, values)
+            reason = self._refuse(name, stamp_ns, values, now_ns)
             if reason is None:
-                self._samples[name] = (stamp_ns, values.copy())
+                self._samples[name] = (stamp_ns, values)
                 self._refusal.pop(name, None)
             else:
                 self._refusal[name] = reason
@@ -88,14 +89,18 @@ class ObservationBuffer:
             self._samples.clear()
             self._refusal.clear()
 
-    def _refuse(self, name: str, stamp_ns: int, values: Array) -> str | None:
+    def _refuse(self, name: str, stamp_ns: int, values: Array, now_ns: int) -> str | None:
         size = self._spec[name].size
         if values.shape != (size,):
             return f"{name} came with shape {values.shape}, expected ({size},)"
         if not np.isfinite(values).all():
             return f"{name} came with a number that is not finite"
-        if name in self._samples and stamp_ns < self._samples[name][0]:
-            return f"{name} came out of order, {(self._samples[name][0] - stamp_ns) / 1e9:.3f} s older than the last"
+        if stamp_ns - now_ns > FUTURE_TOLERANCE_NS:  # kept out: it would make every right sample after it look old
+            return f"{name} is stamped {(stamp_ns - now_ns) / 1e9:.3f} s in the future; are the clocks in step?"
+        last_ns = self._samples[name][0] if name in self._samples else stamp_ns
+        clock_went_back = last_ns - now_ns > FUTURE_TOLERANCE_NS  # as when a simulation or a recording starts over
+        if stamp_ns < last_ns and not clock_went_back:
+            return f"{name} came out of order, {(last_ns - stamp_ns) / 1e9:.3f} s older than the last"
         return None
 
     def _problem(self, name: str, now_ns: int) -> str | None:
@@ -105,5 +110,5 @@ class ObservationBuffer:
         if age_ns > self._max_age_ns[name]:
             return f"{name} is {age_ns / 1e9:.3f} s old, allowed are {self._max_age_ns[name] / 1e9:.3f} s"
         if age_ns < -FUTURE_TOLERANCE_NS:
-            return f"{name} is stamped {-age_ns / 1e9:.3f} s in the future; are the clocks in step?"
+            return f"{name} is stamped {-age_ns / 1e9:.3f} s in the future; the clock went back"
         return None

@@ -15,6 +15,7 @@ from otpr_policy.errors import ContractError
 from otpr_policy.rotation import columns_to_matrix, quaternion_to_matrix
 from otpr_policy.spec import Array, VectorSpec
 
+_ROUNDING = float(np.finfo(np.float32).eps)
 _UNIT_TOLERANCE = 1e-6  # of a quaternion's length; ours are exact to rounding
 
 
@@ -64,7 +65,7 @@ class Limits:
                 raise ContractError(f"limits: {name} is {getattr(self, name)}, must be a finite number of at least 0")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FilteredAction:
     """An action vector (Da,) after its limits, and why it is not what it was."""
 
@@ -73,7 +74,7 @@ class FilteredAction:
     reason: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FilteredTarget:
     """A target after its limits, and why it is not what it was."""
 
@@ -88,6 +89,7 @@ def check_observation(spec: VectorSpec, vector: Array, limits: Limits) -> str | 
     A network answers any input, and clipping inside the graph makes even absurd input yield well-formed actions; only
     a check before inference can tell.
     """
+    _check_shape(spec, vector)
     slack = np.maximum(limits.observation_margin * (spec.high - spec.low), limits.observation_floor)
     inside = (vector >= spec.low - slack) & (vector <= spec.high + slack)
     if inside.all():
@@ -97,17 +99,27 @@ def check_observation(spec: VectorSpec, vector: Array, limits: Limits) -> str | 
 
 
 def filter_action(spec: VectorSpec, vector: Array, limits: Limits) -> FilteredAction:
-    """Holds an action vector (Da,) to the bounds of its fields. Inside them it comes back bit for bit."""
-    slack = limits.action_margin * (spec.high - spec.low)
+    """Holds an action vector (Da,) to the bounds of its fields. Inside them it comes back bit for bit.
+
+    A bound that the graph clips to in float32 may lie a rounding beyond the bound in float64; that is cut off and not counted.
+    """
+    _check_shape(spec, vector)
+    rounding = _ROUNDING * np.maximum(np.abs(spec.low), np.abs(spec.high))
+    slack = np.maximum(limits.action_margin * (spec.high - spec.low), rounding)
     tolerable = (vector >= spec.low - slack) & (vector <= spec.high + slack)
     if not tolerable.all():
         index = int(np.argmin(tolerable))
         return FilteredAction(vector, Band.REJECT, f"{spec.label(index)} = {vector[index]:.4g} is far outside its bounds")
     clamped = np.clip(vector, spec.low, spec.high)
-    changed = clamped != vector
+    changed = np.abs(clamped - vector) > rounding
     if not changed.any():
-        return FilteredAction(vector, Band.PASS)
+        return FilteredAction(vector if np.array_equal(clamped, vector) else clamped, Band.PASS)  # np.clip turns -0.0 into 0.0
     return FilteredAction(clamped, Band.CLAMP, f"{spec.label(int(np.argmax(changed)))} is outside its bounds")
+
+
+def _check_shape(spec: VectorSpec, vector: Array) -> None:
+    if vector.shape != (spec.size,):  # numpy would compare one number with all limits
+        raise ValueError(f"vector of shape {vector.shape}, expected ({spec.size},)")
 
 
 def filter_target(target: CartesianTarget, measured_position: Array, measured_rotation: Array, limits: Limits) -> FilteredTarget:

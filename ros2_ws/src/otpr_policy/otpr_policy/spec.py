@@ -42,6 +42,8 @@ class Field:
     semantics: Semantics = Semantics.MEASURED
 
     def __post_init__(self) -> None:
+        if not (self.name.isprintable() and self.unit.isprintable()):  # they end up on terminals
+            raise SpecError(f"field {self.name!r} in {self.unit!r} is not named in printable text")
         if not self.name or not self.low or len(self.low) != len(self.high):
             raise SpecError(f"field {self.name!r}: low has {len(self.low)} numbers, high has {len(self.high)}")
         for index, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
@@ -80,13 +82,13 @@ class VectorSpec:
 
     @cached_property
     def low(self) -> Array:
-        """Lower ends, (size,)."""
-        return np.concatenate([field.low for field in self.fields])
+        """Lower ends, (size,); read-only, because it is shared."""
+        return _read_only(np.concatenate([field.low for field in self.fields]))
 
     @cached_property
     def high(self) -> Array:
-        """Upper ends, (size,)."""
-        return np.concatenate([field.high for field in self.fields])
+        """Upper ends, (size,); read-only, because it is shared."""
+        return _read_only(np.concatenate([field.high for field in self.fields]))
 
     @cached_property
     def slices(self) -> dict[str, slice]:
@@ -255,3 +257,8 @@ def _count(data: dict[str, Any], key: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise SpecError(f"{key} must be a whole number, got {value!r}")
     return value
+
+
+def _read_only(array: Array) -> Array:
+    array.setflags(write=False)
+    return array

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Child processes that live and end together: starts them, labels their output, and leaves none behind."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from types import TracebackType
 from otpr_policy.bringup import Process
 from otpr_policy.errors import EnvironmentSetupError
 
+SUPERVISOR_VARIABLE = "OTPR_SUPERVISOR_PID"  # tells a node whose child it is, so that it ends when that process is killed
 _POLL_S = 0.02
 
 
@@ -61,7 +63,7 @@ class Supervisor:
         try:
             child = subprocess.Popen(
                 process.argv,
-                env=None if environment is None else dict(environment),
+                env={**(os.environ if environment is None else environment), SUPERVISOR_VARIABLE: str(os.getpid())},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -73,7 +73,7 @@ class DiffusionPolicy(nn.Module):
     def physical_action(self, chunk: Tensor) -> Tensor:
         """A normalised chunk (B, Ta, Da) to physical units, within the action's bounds."""
         bounds = self.config.spec.action
-        low, high = (torch.as_tensor(end, dtype=chunk.dtype, device=chunk.device) for end in (bounds.low, bounds.high))
+        low, high = (torch.tensor(end, dtype=chunk.dtype, device=chunk.device) for end in (bounds.low, bounds.high))
         return self.action.denormalize(chunk).clamp(low, high)
 
 

@@ -66,6 +66,7 @@ class PolicyNode(LifecycleNode):
         self._thread: ControlThread | None = None
         self._entities: list[Any] = []  # what configure made, in order
         self._published_state = ""
+        self._logged_state: State | None = None
         self._engagements = 0
         self.failure = ""  # why the last transition failed
 
@@ -223,9 +224,11 @@ class PolicyNode(LifecycleNode):
 
     def _on_message(self, sources: dict[str, ObservationSource], message: Any) -> None:
         stamp_ns = stamp_to_ns(message.header.stamp)
+        # In lockstep the newest stamp is what time it is; /clock may arrive after the data.
+        now_ns = stamp_ns if self._pacing is Pacing.OBSERVATION else int(self.get_clock().now().nanoseconds)
         for name, source in sources.items():
             try:
-                refused = self._buffer.push(name, stamp_ns, decode(source, message))
+                refused = self._buffer.push(name, stamp_ns, decode(source, message), now_ns)
             except ValueError as error:
                 self._buffer.refuse(name, str(error))
                 refused = str(error)
@@ -282,6 +285,8 @@ class PolicyNode(LifecycleNode):
         if state != self._published_state:
             self._published_state = state
             self._state_publisher.publish(String(data=state))
+        if self._control.state is not self._logged_state:  # a reason may change with every tick; the log gets the first one
+            self._logged_state = self._control.state
             if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
                 self.get_logger().warning(state)
             else:

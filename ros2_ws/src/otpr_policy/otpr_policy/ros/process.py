@@ -3,12 +3,14 @@
 
 rclpy's own signal handler ends the context at once, under the feet of a control thread that is still publishing, and
 a spin thread that outlives the context aborts the process. So signals only set a flag here, and shutting down goes in
-order: what runs, then the node, then the executor, then the context.
+order: what runs, then the node, then the executor, then the context. A node whose supervisor was killed ends by itself.
 """
 
+import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import TypeVar
 
@@ -18,7 +20,9 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from otpr_policy.errors import OtprError
+from otpr_policy.supervisor import SUPERVISOR_VARIABLE
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_S = 0.1  # how long a signal may wait to be noticed
 
 
@@ -32,7 +36,7 @@ def run_node(
 
     Args:
         make: makes the node. If the node has a method ``close``, it is called before the node is destroyed. An
-            :class:`OtprError` from ``make`` is printed as one line and gives status 1.
+            :class:`OtprError` from either is printed as one line and gives status 1.
         arguments: command line with ROS arguments, by default the process's.
         keep_on: asked between callbacks, about every 0.1 s or more often; False ends the process with status 1.
     """
@@ -42,28 +46,41 @@ def run_node(
         nonlocal stop_requested
         stop_requested = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOP_SIGNALS:
         signal.signal(number, request_stop)
-    rclpy.init(args=list(sys.argv if arguments is None else arguments), signal_handler_options=SignalHandlerOptions.NO)
-    node: NodeT | None = None
-    executor: Executor = SingleThreadedExecutor()
+    parent = os.getppid()
+    supervised = os.environ.get(SUPERVISOR_VARIABLE) == str(parent)
     try:
-        node = make()
-        executor.add_node(node)
-        while not stop_requested:
-            executor.spin_once(timeout_sec=_POLL_S)
-            if not keep_on(node):
-                return 1
-        return 0
+        with _in_order(make, list(sys.argv if arguments is None else arguments)) as (node, executor):
+            while not stop_requested:
+                executor.spin_once(timeout_sec=_POLL_S)
+                if supervised and os.getppid() != parent:
+                    print("error: the process that started this node is gone", file=sys.stderr, flush=True)
+                    return 1
+                if not keep_on(node):
+                    return 1
+            return 0
     except OtprError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         return 1
     finally:
-        if node is not None:
-            close = getattr(node, "close", None)
-            if close is not None:
-                close()
-            executor.remove_node(node)
-            node.destroy_node()
-        executor.shutdown()
-        rclpy.try_shutdown()
+        for number in _STOP_SIGNALS:  # all is done; a second signal while Python exits must not turn success into failure
+            signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _in_order(make: Callable[[], NodeT], arguments: list[str]) -> Iterator[tuple[NodeT, Executor]]:
+    """A node in an executor. Each step of the way back is taken even when one before it fails."""
+    with ExitStack() as undo:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        undo.callback(rclpy.try_shutdown)
+        executor = SingleThreadedExecutor()
+        undo.callback(executor.shutdown)
+        node = make()
+        undo.callback(node.destroy_node)
+        close = getattr(node, "close", None)
+        if close is not None:
+            undo.callback(close)
+        executor.add_node(node)
+        undo.callback(executor.remove_node, node)
+        yield node, executor
