@@ -28,7 +28,7 @@ FAILED = { echo "make: '$@' failed: read the lines above, check the network and 
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check format train-lift env env-sim env-trainer clean
+.PHONY: help demo test test-slow check format train-lift bench-sim env env-sim env-trainer clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -58,6 +58,9 @@ train-lift: env-trainer  ## from no data to out/lift/lift.onnx: demonstrations, 
 	$(BIN)/otpr train bc --task lift --demos out/lift/demos --out out/lift/run --overwrite
 	$(BIN)/otpr export out/lift/run --out out/lift/lift.onnx --overwrite
 	$(BIN)/otpr eval out/lift/lift.onnx --task lift --episodes 100
+
+bench-sim: env-sim  ## steps per second of the simulation: stock robosuite, ours, MuJoCo alone; writes out/bench/sim.json
+	@$(BIN)/python benchmarks/sim.py
 
 env: env-trainer $(DONE)/dev  ## the whole environment, in .venv
 

@@ -15,13 +15,14 @@ J alone. The null space has the whole Λ.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 import mujoco
 import numba
 import numpy as np
 from numba import types
+from numba.core.typing import signature
 from numpy.typing import NDArray
 
 from otpr_policy.spec import Array
@@ -32,18 +33,23 @@ POSTURE_STIFFNESS = 10.0  # kp₀ [1/s²]
 POSTURE_DAMPING = 2.0 * np.sqrt(POSTURE_STIFFNESS)  # kd₀ [1/s], critical
 SINGULAR = 1e-14  # a pivot below this part of its diagonal element is rounding
 
-# MuJoCo's functions by name, not by address, so that the compiled code can be kept on disk from one process to the next.
-# A fatal error of MuJoCo in here ends the process (from Python it would be an exception).
+# The library that the package mujoco has loaded. By the names of its functions, not by their addresses, compiled code can be
+# kept on disk from one process to the next. A fatal error of MuJoCo in here ends the process; from Python it is an exception.
 _LIBRARY = next(Path(mujoco.__file__).parent.glob("libmujoco*"), None)
 if _LIBRARY is None:
     raise ImportError("there is no libmujoco in the package mujoco")
 llvmlite.binding.load_library_permanently(str(_LIBRARY))
-_POINTER = types.intp
-_mj_step1 = types.ExternalFunction("mj_step1", types.void(_POINTER, _POINTER))
-_mj_step2 = types.ExternalFunction("mj_step2", types.void(_POINTER, _POINTER))
-_mj_kinematics = types.ExternalFunction("mj_kinematics", types.void(_POINTER, _POINTER))
-_mj_jacSite = types.ExternalFunction("mj_jacSite", types.void(_POINTER, _POINTER, _POINTER, _POINTER, types.intc))
-_mj_fullM = types.ExternalFunction("mj_fullM", types.void(_POINTER, _POINTER, _POINTER))
+
+
+def _mujoco_function(name: str, *arguments: types.Type) -> Any:
+    return types.ExternalFunction(name, signature(types.void, *arguments))
+
+
+_mj_step1 = _mujoco_function("mj_step1", types.intp, types.intp)
+_mj_step2 = _mujoco_function("mj_step2", types.intp, types.intp)
+_mj_kinematics = _mujoco_function("mj_kinematics", types.intp, types.intp)
+_mj_jacSite = _mujoco_function("mj_jacSite", types.intp, types.intp, types.intp, types.intp, types.intc)
+_mj_fullM = _mujoco_function("mj_fullM", types.intp, types.intp, types.intp)
 
 
 class Simulation(NamedTuple):
@@ -118,33 +124,69 @@ def arm_torque(simulation: Simulation, arm: Arm, mass: Array, jacobian: Array) -
         dq[i] = simulation.qvel[dof]
         ddq0[i] = POSTURE_STIFFNESS * (arm.posture[i] - simulation.qpos[arm.joints[i]]) - POSTURE_DAMPING * dq[i]
 
-    Y = forward_substitution(cholesky(M)[0], J)  # M = L Lᵀ, Y = J L⁻ᵀ, so that J M⁻¹ Jᵀ = Y Yᵀ
-    inverse_lambda = Y @ Y.T
-    ddx = arm.stiffness * _pose_error(simulation, arm) - arm.damping * (J @ dq)
-    force = -solve(inverse_lambda[:, :], J @ ddq0)  # -Λ J M⁻¹ τ₀, since M⁻¹ τ₀ = q̈₀
-    force[:3] += solve(inverse_lambda[:3, :3], ddx[:3])
-    force[3:] += solve(inverse_lambda[3:, 3:], ddx[3:])
-    return J.T @ force + M @ ddq0 + h
+    L, _ = cholesky(M)
+    inverse_lambda = gram(forward_substitution(L, J))  # M = L Lᵀ, so J M⁻¹ Jᵀ = (J L⁻ᵀ)(J L⁻ᵀ)ᵀ
+    ddx, dx = pose_error(simulation, arm), times(J, dq)
+    for k in range(6):
+        ddx[k] = arm.stiffness[k] * ddx[k] - arm.damping[k] * dx[k]
+    force = solve(inverse_lambda[:3, :3], ddx[:3])
+    moment = solve(inverse_lambda[3:, 3:], ddx[3:])
+    posture = solve(inverse_lambda[:, :], times(J, ddq0))  # Λ J M⁻¹ τ₀, where M⁻¹ τ₀ = q̈₀
+    F = np.empty(6)
+    for k in range(3):
+        F[k], F[3 + k] = force[k] - posture[k], moment[k] - posture[3 + k]
+    torque, posture_torque = times(J.T, F), times(M, ddq0)
+    for i in range(n):
+        torque[i] += posture_torque[i] + h[i]
+    return torque
 
 
 @numba.njit(cache=True, nogil=True)
-def _pose_error(simulation: Simulation, arm: Arm) -> Array:
-    """From the hand to its goal, (6,): way [m], then half the sum of the axes' cross products, for small angles the rotation vector."""
-    R, R0 = simulation.site_rotation[arm.site].copy().reshape(3, 3), arm.origin_rotation
-    error = np.empty(6)
-    error[:3] = arm.origin_position + R0 @ arm.goal_position - simulation.site_position[arm.site]
-    goal = R0 @ arm.goal_rotation
+def pose_error(simulation: Simulation, arm: Arm) -> Array:
+    """From the hand to its goal (6,): way [m], then ½ Σ rᵢ × gᵢ over hand axes r and goal axes g, near the goal the turn [rad]."""
+    R, R0 = simulation.site_rotation[arm.site], arm.origin_rotation
+    error, way = np.zeros(6), times(R0, arm.goal_position)
     for k in range(3):
-        error[3 + k] = 0.0
-        for axis in range(3):
+        error[k] = arm.origin_position[k] + way[k] - simulation.site_position[arm.site, k]
+    for axis in range(3):
+        g = times(R0, arm.goal_rotation[:, axis])
+        for k in range(3):
             a, b = (k + 1) % 3, (k + 2) % 3
-            error[3 + k] += 0.5 * (R[a, axis] * goal[b, axis] - R[b, axis] * goal[a, axis])
+            error[3 + k] += 0.5 * (R[3 * a + axis] * g[b] - R[3 * b + axis] * g[a])
     return error
+
+
+# For matrices this small plain loops are faster than numpy's calls of BLAS and LAPACK, and sooner compiled.
+
+
+@numba.njit(cache=True, nogil=True)
+def times(A: Array, x: Array) -> Array:
+    """A x (m,) for A (m, n) and x (n,)."""
+    y = np.empty(A.shape[0])
+    for i in range(A.shape[0]):
+        total = 0.0
+        for k in range(A.shape[1]):
+            total += A[i, k] * x[k]
+        y[i] = total
+    return y
+
+
+@numba.njit(cache=True, nogil=True)
+def gram(Y: Array) -> Array:
+    """Y Yᵀ (m, m) for Y (m, n)."""
+    G = np.empty((Y.shape[0], Y.shape[0]))
+    for i in range(Y.shape[0]):
+        for j in range(i + 1):
+            total = 0.0
+            for k in range(Y.shape[1]):
+                total += Y[i, k] * Y[j, k]
+            G[i, j] = G[j, i] = total
+    return G
 
 
 @numba.njit(cache=True, nogil=True)
 def cholesky(A: Array) -> tuple[Array, bool]:
-    """L of A = L Lᵀ for a symmetric positive definite A (n, n), and whether A is that, beyond rounding."""
+    """Lower triangular L of A = L Lᵀ for a symmetric positive definite A (n, n), and whether A is that, beyond rounding."""
     n = A.shape[0]
     L = np.zeros((n, n))
     for j in range(n):
@@ -155,36 +197,33 @@ def cholesky(A: Array) -> tuple[Array, bool]:
             return L, False
         L[j, j] = np.sqrt(pivot)
         for i in range(j + 1, n):
-            L[i, j] = A[i, j]
+            rest = A[i, j]
             for k in range(j):
-                L[i, j] -= L[i, k] * L[j, k]
-            L[i, j] /= L[j, j]
+                rest -= L[i, k] * L[j, k]
+            L[i, j] = rest / L[j, j]
     return L, True
 
 
 @numba.njit(cache=True, nogil=True)
 def forward_substitution(L: Array, B: Array) -> Array:
-    """B L⁻ᵀ (k, n) for a lower triangular L (n, n) and B (k, n): each row of B is a right-hand side."""
-    X = B.copy()
+    """B L⁻ᵀ (m, n) for a lower triangular L (n, n) and B (m, n): each row y of it solves L y = b."""
+    Y = B.copy()
     for row in range(B.shape[0]):
         for i in range(L.shape[0]):
+            rest = Y[row, i]
             for k in range(i):
-                X[row, i] -= L[i, k] * X[row, k]
-            X[row, i] /= L[i, i]
-    return X
+                rest -= L[i, k] * Y[row, k]
+            Y[row, i] = rest / L[i, i]
+    return Y
 
 
 @numba.njit(cache=True, nogil=True)
 def solve(A: Array, b: Array) -> Array:
-    """A⁻¹ b for a symmetric positive semidefinite A (n, n) and b (n,); where A is singular, A⁺ b."""
+    """A⁻¹ b for a symmetric positive semidefinite A (n, n) and b (n,); A⁺ b where A is singular."""
     L, regular = cholesky(A)
     if not regular:
         return np.linalg.pinv(A) @ b
-    x = b.copy()
-    for i in range(x.size):
-        for k in range(i):
-            x[i] -= L[i, k] * x[k]
-        x[i] /= L[i, i]
+    x = forward_substitution(L, b.reshape(1, -1))[0]
     for i in range(x.size - 1, -1, -1):
         for k in range(i + 1, x.size):
             x[i] -= L[k, i] * x[k]

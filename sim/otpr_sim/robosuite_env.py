@@ -161,8 +161,8 @@ class RobosuiteEnv(TaskEnv):
             raise SpecError(f"target is not finite: {target}")
         self._command.goal_position[:] = target.position
         self._command.goal_rotation[:] = quaternion_to_matrix(target.quaternion)
-        wanted = np.clip(target.gripper_position, 0.0, FINGER_RANGE)
-        self._finger_setpoint += float(np.clip(wanted - self._finger_setpoint, -FINGER_SLEW, FINGER_SLEW))
+        wanted = min(max(float(target.gripper_position), 0.0), FINGER_RANGE)
+        self._finger_setpoint += min(max(wanted - self._finger_setpoint, -FINGER_SLEW), FINGER_SLEW)
         self._set_finger_goal()
 
     def hold(self) -> None:
@@ -198,15 +198,15 @@ class RobosuiteEnv(TaskEnv):
             "ee_position": ee.position,
             "ee_rotation": matrix_to_columns(quaternion_to_matrix(ee.quaternion)),
             "gripper_position": self.joint_positions()[-2:],
-            **{f"{name}_position": pose.position for name, pose in self.object_poses().items()},
+            **{f"{name}_position": self._position_in_base(self._data.xpos[body]) for name, body in self._objects.items()},
         }
 
     def _in_base(self, position: Array, rotation: Array) -> Pose:
-        base_rotation = self._arm.origin_rotation  # the controller's origin is where the robot's base (link0) is
-        return Pose(
-            base_rotation.T @ (position - self._arm.origin_position),
-            matrix_to_quaternion(base_rotation.T @ rotation.reshape(3, 3)),
-        )
+        return Pose(self._position_in_base(position), matrix_to_quaternion(self._arm.origin_rotation.T @ rotation.reshape(3, 3)))
+
+    def _position_in_base(self, position: Array) -> Array:
+        # The controller's origin is where the robot's base (link0) is.
+        return np.asarray(self._arm.origin_rotation.T @ (position - self._arm.origin_position))
 
     def _set_finger_goal(self) -> None:
         self._command.finger_ctrl[:] = FINGER_SIGNS * self._finger_setpoint

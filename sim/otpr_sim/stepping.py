@@ -85,7 +85,7 @@ class BoundArm:
         self.command = ArmCommand(np.zeros(3), np.eye(3), np.zeros(self.joints.size), np.zeros(self.finger_motors.size))
 
     def controllers(self) -> tuple[Any, Any]:
-        """robosuite's controllers of arm and gripper. It builds new ones at every reset."""
+        """The arm's and the gripper's controller. robosuite builds new ones at every reset."""
         parts = self.robot.composite_controller.part_controllers
         return parts[ARM], parts[GRIPPER]
 
@@ -158,7 +158,7 @@ class StockStepper(Stepper):
             controller.initial_joint = arm.command.posture
             low, high = gripper.actuator_min, gripper.actuator_max
             gripper.goal_qvel = (2 * arm.command.finger_ctrl - (high + low)) / (high - low)
-            # Read the simulation anew: robosuite's first torque of an episode is else made from what it read before the fingers were placed.
+            # Reads the simulation anew: the first torque of an episode would be made from what was read before the fingers were placed.
             controller.new_update = gripper.new_update = True
             arm.robot.control(passive, policy_step=False)
 
@@ -187,6 +187,7 @@ class CompiledStepper(Stepper):
             ctrl_range=model.actuator_ctrlrange,
         )
         self._osc_arms = tuple(osc.Arm(**_osc_arm(arm)) for arm in self.arms)
+        self.advance(0)  # compiles, the first time ever for about ten seconds, or loads: not in the first control period
 
     def advance(self, substeps: int) -> None:
         """See Stepper."""

@@ -4,6 +4,8 @@
 Quaternions are (x, y, z, w) as in ROS messages. A policy reads orientation as the first two columns of the rotation
 matrix (Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks"): unlike a quaternion it
 has no sign that can flip between two messages of the same pose.
+
+Single numbers are Python's floats here, which compute the same as numpy's and faster.
 """
 
 import numpy as np
@@ -18,7 +20,7 @@ def quaternion_to_matrix(quaternion: NDArray[np.float64]) -> Array:
     norm = float(np.sqrt(quaternion @ quaternion))
     if not np.isfinite(norm) or norm < 1e-6:
         raise ValueError(f"not a rotation: quaternion {quaternion.tolist()}")
-    x, y, z, w = quaternion / norm
+    x, y, z, w = (quaternion / norm).tolist()
     return np.array(
         [
             [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
@@ -30,19 +32,19 @@ def quaternion_to_matrix(quaternion: NDArray[np.float64]) -> Array:
 
 def matrix_to_quaternion(matrix: NDArray[np.float64]) -> Array:
     """Rotation matrix (3, 3) to unit quaternion (4,). Takes the largest of the four components as pivot, so it is stable everywhere."""
-    m = np.asarray(matrix, dtype=np.float64)
-    trace = m[0, 0] + m[1, 1] + m[2, 2]
-    squares = np.array([2 * m[0, 0] - trace, 2 * m[1, 1] - trace, 2 * m[2, 2] - trace, trace])  # 4q_i^2 - 1
-    pivot = int(np.argmax(squares))
+    m = np.asarray(matrix, dtype=np.float64).tolist()
+    trace = m[0][0] + m[1][1] + m[2][2]
+    squares = [2 * m[0][0] - trace, 2 * m[1][1] - trace, 2 * m[2][2] - trace, trace]  # 4q_i^2 - 1
+    pivot = squares.index(max(squares))
     if pivot == 3:
-        q = np.array([m[2, 1] - m[1, 2], m[0, 2] - m[2, 0], m[1, 0] - m[0, 1], 1 + trace])
+        q = np.array([m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1], 1 + trace])
     else:
         i, j, k = pivot, (pivot + 1) % 3, (pivot + 2) % 3
         q = np.empty(4)
         q[i] = 1 + squares[i]
-        q[j] = m[j, i] + m[i, j]
-        q[k] = m[k, i] + m[i, k]
-        q[3] = m[k, j] - m[j, k]
+        q[j] = m[j][i] + m[i][j]
+        q[k] = m[k][i] + m[i][k]
+        q[3] = m[k][j] - m[j][k]
     return q / np.sqrt(q @ q)
 
 
@@ -67,4 +69,5 @@ def columns_to_matrix(columns: NDArray[np.float64]) -> Array:
     first = first / np.sqrt(first @ first)
     second = second - (first @ second) * first
     second = second / np.sqrt(second @ second)
-    return np.stack([first, second, np.cross(first, second)], axis=1)
+    (x1, y1, z1), (x2, y2, z2) = first.tolist(), second.tolist()
+    return np.array([[x1, x2, y1 * z2 - z1 * y2], [y1, y2, z1 * x2 - x1 * z2], [z1, z2, x1 * y2 - y1 * x2]])
