@@ -8,9 +8,8 @@ physics steps.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from otpr_policy.errors import SpecError
 from otpr_policy.rotation import matrix_to_columns, matrix_to_quaternion, quaternion_to_matrix
 from otpr_policy.spec import Array
 from otpr_sim.env import Pose, Stepping, TaskEnv, TaskSpec
+from otpr_sim.scene import Scene
 from otpr_sim.stepping import PHYSICS, make_stepper
 
 _EXPECTED_MESSAGES = (
@@ -62,23 +62,12 @@ FINGER_SLEW = 0.004  # m per command: robosuite moves its normalised gripper act
 BOX_DENSITY = 1000.0  # kg/m^3, of robosuite's boxes
 
 
-@dataclass(frozen=True)
-class RandomBox:
-    """A box whose half-sizes [m] are drawn uniformly and independently at each reset."""
-
-    name: str
-    smallest: float
-    largest: float
-
-
 class RobosuiteEnv(TaskEnv):
     """A robosuite scene with one Panda arm and its default OSC_POSE controller.
 
     Args:
-        spec: the task; its object fields are named ``<object>_position``.
-        scene: robosuite's name of the environment.
-        objects: MuJoCo's name of the body of each object of the task.
-        boxes: those of the objects whose size differs between episodes.
+        spec: the task; its object fields are named ``<object>_position`` and, where it has them, ``<object>_rotation``.
+        scene: the robosuite environment and what the task is about in it.
         stepping: what computes the torques; stock, with a warning, where compiled is not possible.
 
     Attributes:
@@ -88,18 +77,11 @@ class RobosuiteEnv(TaskEnv):
     frame_id = "panda_link0"
     joint_names = (*(f"panda_joint{i}" for i in range(1, 8)), "panda_finger_joint1", "panda_finger_joint2")
 
-    def __init__(
-        self,
-        spec: TaskSpec,
-        scene: str,
-        objects: Mapping[str, str],
-        boxes: tuple[RandomBox, ...] = (),
-        stepping: Stepping = Stepping.COMPILED,
-    ) -> None:
+    def __init__(self, spec: TaskSpec, scene: Scene, stepping: Stepping = Stepping.COMPILED) -> None:
         self.spec = spec
-        self._boxes = boxes
+        self._scene = scene
         self._env: Any = robosuite.make(
-            scene,
+            scene.name,
             robots="Panda",
             control_freq=spec.control_rate_hz,
             ignore_done=True,
@@ -114,7 +96,12 @@ class RobosuiteEnv(TaskEnv):
         self._data: mujoco.MjData = self._env.sim.data._data
         self.physics_dt_s = float(self._model.opt.timestep)
         self.substeps_per_step = round(1.0 / (spec.control_rate_hz * self.physics_dt_s))
-        self._objects = {name: self._model.body(body).id for name, body in objects.items()}
+        model, data = self._model, self._data
+        # Views of MuJoCo's own arrays: position (3,) and rotation (3, 3) in the world.
+        self._objects = {name: (data.body(body).xpos, data.body(body).xmat.reshape(3, 3)) for name, body in scene.bodies.items()}
+        self._objects |= {name: (data.site(site).xpos, data.site(site).xmat.reshape(3, 3)) for name, site in scene.sites.items()}
+        self._turned = tuple(name for name in self._objects if f"{name}_rotation" in spec.observation.names)
+        self._placed = np.array([model.body(body).id for body in scene.placed], dtype=np.int64)
         self._stepper = make_stepper(self._env, stepping)
         self.stepping = self._stepper.stepping
         (self._arm,) = self._stepper.arms
@@ -130,7 +117,7 @@ class RobosuiteEnv(TaskEnv):
     def reset(self, seed: int) -> dict[str, Array]:
         """See TaskEnv. Draws box sizes, robosuite's noise on the arm's joints, and object placement, in this order."""
         rng = np.random.default_rng(seed)
-        self._set_box_sizes(np.array([rng.uniform(box.smallest, box.largest, 3) for box in self._boxes]))
+        self._set_box_sizes(np.array([rng.uniform(box.smallest, box.largest, 3) for box in self._scene.boxes]))
         self._env.rng = rng
         for sampler in _samplers(self._env.placement_initializer):
             sampler.rng = rng
@@ -185,24 +172,29 @@ class RobosuiteEnv(TaskEnv):
 
     def ee_pose(self) -> Pose:
         """See TaskEnv; the grip site, between the finger tips."""
-        return self._in_base(self._data.site_xpos[self._arm.site], self._data.site_xmat[self._arm.site])
+        return self._in_base(self._data.site_xpos[self._arm.site], self._data.site_xmat[self._arm.site].reshape(3, 3))
 
     def object_poses(self) -> dict[str, Pose]:
         """See TaskEnv."""
-        return {name: self._in_base(self._data.xpos[body], self._data.xmat[body]) for name, body in self._objects.items()}
+        return {name: self._in_base(*pose) for name, pose in self._objects.items()}
 
     def observe(self) -> dict[str, Array]:
         """See TaskEnv."""
         ee = self.ee_pose()
-        return {
+        fields = {
             "ee_position": ee.position,
             "ee_rotation": matrix_to_columns(quaternion_to_matrix(ee.quaternion)),
             "gripper_position": self.joint_positions()[-2:],
-            **{f"{name}_position": self._position_in_base(self._data.xpos[body]) for name, body in self._objects.items()},
         }
+        for name, (position, rotation) in self._objects.items():
+            fields[f"{name}_position"] = self._position_in_base(position)
+            if name in self._turned:
+                quaternion = self._in_base(position, rotation).quaternion
+                fields[f"{name}_rotation"] = matrix_to_columns(quaternion_to_matrix(quaternion))
+        return fields
 
     def _in_base(self, position: Array, rotation: Array) -> Pose:
-        return Pose(self._position_in_base(position), matrix_to_quaternion(self._arm.origin_rotation.T @ rotation.reshape(3, 3)))
+        return Pose(self._position_in_base(position), matrix_to_quaternion(self._arm.origin_rotation.T @ rotation))
 
     def _position_in_base(self, position: Array) -> Array:
         # The controller's origin is where the robot's base (link0) is.
@@ -214,22 +206,27 @@ class RobosuiteEnv(TaskEnv):
     # The state
 
     def state(self) -> Array:
-        """See TaskEnv. Physics, arm goal (3 + 9), rest posture (7), finger set-point, steps, box half-sizes (3 each)."""
+        """See TaskEnv. Physics, arm goal (3 + 9), rest posture (7), what is placed (7 each), set-point, steps, box half-sizes (3 each)."""
         physics = np.empty(mujoco.mj_stateSize(self._model, PHYSICS))
         mujoco.mj_getState(self._model, self._data, physics, PHYSICS)
         command = self._command
         counters = [self._finger_setpoint, self.steps]
         goal = (command.goal_position, command.goal_rotation.ravel(), command.posture)
-        return np.concatenate([physics, *goal, counters, self._box_sizes.ravel()])
+        placed = (self._model.body_pos[self._placed].ravel(), self._model.body_quat[self._placed].ravel())
+        return np.concatenate([physics, *goal, *placed, counters, self._box_sizes.ravel()])
 
     def set_state(self, state: Array) -> None:
         """See TaskEnv."""
-        lengths = (mujoco.mj_stateSize(self._model, PHYSICS), 3, 9, self._command.posture.size, 1, 1, self._box_sizes.size)
+        placed = self._placed.size
+        posture, placed = self._command.posture.size, self._placed.size
+        lengths = (mujoco.mj_stateSize(self._model, PHYSICS), 3, 9, posture, 3 * placed, 4 * placed, 1, 1, self._box_sizes.size)
         if np.shape(state) != (sum(lengths),):
             raise SpecError(f"state has shape {np.shape(state)}, expected ({sum(lengths)},)")
         parts = np.split(np.asarray(state, dtype=np.float64), np.cumsum(lengths)[:-1])
-        physics, goal_position, goal_rotation, posture, (setpoint,), (steps,), sizes = parts
+        physics, goal_position, goal_rotation, posture, positions, quaternions, (setpoint,), (steps,), sizes = parts
         self._set_box_sizes(sizes.reshape(-1, 3))
+        self._model.body_pos[self._placed] = positions.reshape(-1, 3)
+        self._model.body_quat[self._placed] = quaternions.reshape(-1, 4)
         mujoco.mj_setState(self._model, self._data, physics, PHYSICS)
         mujoco.mj_kinematics(self._model, self._data)
         self._command.goal_position[:] = goal_position
@@ -240,10 +237,10 @@ class RobosuiteEnv(TaskEnv):
 
     def _set_box_sizes(self, sizes: Array) -> None:
         """Half-sizes [m] (boxes, 3); leaves the simulation's data to be set by the caller."""
-        for box, size in zip(self._boxes, sizes, strict=True):
-            resize_box(self._model, self._objects[box.name], size)
+        for box, size in zip(self._scene.boxes, sizes, strict=True):
+            resize_box(self._model, self._model.body(self._scene.bodies[box.name]).id, size)
             next(o for o in self._env.model.mujoco_objects if o.name == box.name).size = size.tolist()
-        if self._boxes:
+        if self._scene.boxes:
             mujoco.mj_setConst(self._model, mujoco.MjData(self._model))
         self._box_sizes = sizes.copy()
 
