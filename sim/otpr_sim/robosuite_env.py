@@ -217,9 +217,8 @@ class RobosuiteEnv(TaskEnv):
 
     def set_state(self, state: Array) -> None:
         """See TaskEnv."""
-        placed = self._placed.size
-        posture, placed = self._command.posture.size, self._placed.size
-        lengths = (mujoco.mj_stateSize(self._model, PHYSICS), 3, 9, posture, 3 * placed, 4 * placed, 1, 1, self._box_sizes.size)
+        arm, placed = self._command.posture.size, self._placed.size
+        lengths = (mujoco.mj_stateSize(self._model, PHYSICS), 3, 9, arm, 3 * placed, 4 * placed, 1, 1, self._box_sizes.size)
         if np.shape(state) != (sum(lengths),):
             raise SpecError(f"state has shape {np.shape(state)}, expected ({sum(lengths)},)")
         parts = np.split(np.asarray(state, dtype=np.float64), np.cumsum(lengths)[:-1])

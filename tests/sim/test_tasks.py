@@ -18,10 +18,10 @@ from otpr_sim import registry
 from otpr_sim.env import TaskEnv, episode_seed
 from otpr_sim.experts import expert
 from otpr_sim.robosuite_env import RobosuiteEnv
-from otpr_sim.tasks import can
+from otpr_sim.tasks import can, square
 
-TASKS = ("can", "lift")
-LEAST_SUCCESS = {"can": 0.95, "lift": 0.95}  # of the experts, at their default noise
+TASKS = ("can", "lift", "square")
+LEAST_SUCCESS = {"can": 0.95, "lift": 0.95, "square": 0.9}  # of the experts, at their default noise
 
 
 @pytest.fixture(scope="module", params=TASKS)
@@ -196,3 +196,18 @@ HALF_X, HALF_Y = np.array(can.COMPARTMENT_SIZE) / 2
 )
 def test_success_of_can_means_that_the_can_is_in_its_compartment(offset: tuple[float, float, float], expected: bool) -> None:
     assert _success_with("can", "Can_joint0", tuple(MIDDLE + offset)) is expected
+
+
+@pytest.mark.parametrize(
+    ("offset", "expected"),
+    [
+        ((0, 0, 0.01), True),
+        ((0, 0, 0.049), True),
+        ((0, 0, 0.051), False),
+        ((0.029, -0.029, 0.01), True),
+        ((0.031, 0, 0.01), False),
+        ((0, -0.031, 0.01), False),
+    ],
+)
+def test_success_of_square_means_that_the_nut_is_around_the_peg(offset: tuple[float, float, float], expected: bool) -> None:
+    assert _success_with("square", "SquareNut_joint0", tuple(np.array([*square.PEG, square.TABLE_TOP]) + offset)) is expected
