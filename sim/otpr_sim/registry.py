@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 from otpr_policy.errors import TaskError, unknown
 from otpr_sim.env import Stepping, TaskEnv, TaskSpec
-from otpr_sim.tasks import can, lift, square
+from otpr_sim.tasks import can, door, lift, square
 
-_TASKS: dict[str, tuple[TaskSpec, Callable[[Stepping], TaskEnv]]] = {task.SPEC.name: (task.SPEC, task.make) for task in (can, lift, square)}
+_TASKS: dict[str, tuple[TaskSpec, Callable[[Stepping], TaskEnv]]] = {
+    task.SPEC.name: (task.SPEC, task.make) for task in (can, door, lift, square)
+}
 
 
 def names() -> tuple[str, ...]:
