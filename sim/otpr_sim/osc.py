@@ -41,6 +41,9 @@ if _LIBRARY is None:
 llvmlite.binding.load_library_permanently(str(_LIBRARY))
 
 
+compiled = numba.njit(cache=True, nogil=True)
+
+
 def _mujoco_function(name: str, *arguments: types.Type) -> Any:
     return types.ExternalFunction(name, signature(types.void, *arguments))
 
@@ -85,7 +88,7 @@ class Arm(NamedTuple):
     finger_ctrl: Array  # (m,) [m]
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def advance(simulation: Simulation, arms: tuple[Arm, ...], substeps: int) -> None:
     """Moves time on by ``substeps`` physics steps, with new torques in each; leaves poses that belong to the final positions."""
     for _ in range(substeps):
@@ -96,7 +99,7 @@ def advance(simulation: Simulation, arms: tuple[Arm, ...], substeps: int) -> Non
     _mj_kinematics(simulation.model, simulation.data)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def control(simulation: Simulation, arms: tuple[Arm, ...]) -> None:
     """Sets all arms' torques and finger commands for a state that mj_step1 has been called on."""
     nv = simulation.qvel.size
@@ -104,11 +107,11 @@ def control(simulation: Simulation, arms: tuple[Arm, ...]) -> None:
     _mj_fullM(simulation.model, mass.ctypes.data, simulation.inertia.ctypes.data)
     for arm in arms:
         _mj_jacSite(simulation.model, simulation.data, jacobian.ctypes.data, jacobian[3:].ctypes.data, arm.site)
-        _set_ctrl(simulation, arm.motors, arm_torque(simulation, arm, mass, jacobian))
-        _set_ctrl(simulation, arm.finger_motors, arm.finger_ctrl)
+        _set(simulation.ctrl, simulation.ctrl_range, arm.motors, arm_torque(simulation, arm, mass, jacobian))
+        _set(simulation.ctrl, simulation.ctrl_range, arm.finger_motors, arm.finger_ctrl)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def arm_torque(simulation: Simulation, arm: Arm, mass: Array, jacobian: Array) -> Array:
     """Torques τ (n,) [Nm] of one arm, from the whole model's mass matrix (nv, nv) and the hand's Jacobian (6, nv)."""
     n = arm.dofs.size
@@ -124,9 +127,14 @@ def arm_torque(simulation: Simulation, arm: Arm, mass: Array, jacobian: Array) -
         dq[i] = simulation.qvel[dof]
         ddq0[i] = POSTURE_STIFFNESS * (arm.posture[i] - simulation.qpos[arm.joints[i]]) - POSTURE_DAMPING * dq[i]
 
-    L, _ = cholesky(M)
+    L, definite = cholesky(M)
+    if not definite:
+        raise ValueError("the arm's mass matrix is not positive definite")
     inverse_lambda = gram(forward_substitution(L, J))  # M = L Lᵀ, so J M⁻¹ Jᵀ = (J L⁻ᵀ)(J L⁻ᵀ)ᵀ
-    ddx, dx = pose_error(simulation, arm), times(J, dq)
+    position, R = simulation.site_position[arm.site], simulation.site_rotation[arm.site].reshape(3, 3)
+    goal_position = arm.origin_position + times(arm.origin_rotation, arm.goal_position)
+    ddx = pose_error(position, R, goal_position, product(arm.origin_rotation, arm.goal_rotation))
+    dx = times(J, dq)
     for k in range(6):
         ddx[k] = arm.stiffness[k] * ddx[k] - arm.damping[k] * dx[k]
     force = solve(inverse_lambda[:3, :3], ddx[:3])
@@ -141,25 +149,23 @@ def arm_torque(simulation: Simulation, arm: Arm, mass: Array, jacobian: Array) -
     return torque
 
 
-@numba.njit(cache=True, nogil=True)
-def pose_error(simulation: Simulation, arm: Arm) -> Array:
-    """From the hand to its goal (6,): way [m], then ½ Σ rᵢ × gᵢ over hand axes r and goal axes g, near the goal the turn [rad]."""
-    R, R0 = simulation.site_rotation[arm.site], arm.origin_rotation
-    error, way = np.zeros(6), times(R0, arm.goal_position)
+@compiled
+def pose_error(position: Array, R: Array, goal_position: Array, goal: Array) -> Array:
+    """From one pose to another (6,): way [m], then ½ Σ rᵢ × gᵢ over the axes of both, which is the turn [rad] when that is small."""
+    error = np.zeros(6)
     for k in range(3):
-        error[k] = arm.origin_position[k] + way[k] - simulation.site_position[arm.site, k]
-    for axis in range(3):
-        g = times(R0, arm.goal_rotation[:, axis])
-        for k in range(3):
-            a, b = (k + 1) % 3, (k + 2) % 3
-            error[3 + k] += 0.5 * (R[3 * a + axis] * g[b] - R[3 * b + axis] * g[a])
+        error[k] = goal_position[k] - position[k]
+    for i in range(3):
+        error[3] += 0.5 * (R[1, i] * goal[2, i] - R[2, i] * goal[1, i])
+        error[4] += 0.5 * (R[2, i] * goal[0, i] - R[0, i] * goal[2, i])
+        error[5] += 0.5 * (R[0, i] * goal[1, i] - R[1, i] * goal[0, i])
     return error
 
 
 # For matrices this small plain loops are faster than numpy's calls of BLAS and LAPACK, and sooner compiled.
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def times(A: Array, x: Array) -> Array:
     """A x (m,) for A (m, n) and x (n,)."""
     y = np.empty(A.shape[0])
@@ -171,7 +177,18 @@ def times(A: Array, x: Array) -> Array:
     return y
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
+def product(A: Array, B: Array) -> Array:
+    """A B (m, n) for A (m, k) and B (k, n)."""
+    C = np.zeros((A.shape[0], B.shape[1]))
+    for i in range(A.shape[0]):
+        for k in range(A.shape[1]):
+            for j in range(B.shape[1]):
+                C[i, j] += A[i, k] * B[k, j]
+    return C
+
+
+@compiled
 def gram(Y: Array) -> Array:
     """Y Yᵀ (m, m) for Y (m, n)."""
     G = np.empty((Y.shape[0], Y.shape[0]))
@@ -184,11 +201,11 @@ def gram(Y: Array) -> Array:
     return G
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def cholesky(A: Array) -> tuple[Array, bool]:
     """Lower triangular L of A = L Lᵀ for a symmetric positive definite A (n, n), and whether A is that, beyond rounding."""
     n = A.shape[0]
-    L = np.zeros((n, n))
+    L = np.empty((n, n))  # of which the upper triangle is never read
     for j in range(n):
         pivot = A[j, j]
         for k in range(j):
@@ -204,35 +221,42 @@ def cholesky(A: Array) -> tuple[Array, bool]:
     return L, True
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def forward_substitution(L: Array, B: Array) -> Array:
     """B L⁻ᵀ (m, n) for a lower triangular L (n, n) and B (m, n): each row y of it solves L y = b."""
-    Y = B.copy()
+    Y = np.empty(B.shape)
     for row in range(B.shape[0]):
         for i in range(L.shape[0]):
-            rest = Y[row, i]
+            rest = B[row, i]
             for k in range(i):
                 rest -= L[i, k] * Y[row, k]
             Y[row, i] = rest / L[i, i]
     return Y
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def solve(A: Array, b: Array) -> Array:
     """A⁻¹ b for a symmetric positive semidefinite A (n, n) and b (n,); A⁺ b where A is singular."""
     L, regular = cholesky(A)
     if not regular:
         return np.linalg.pinv(A) @ b
-    x = forward_substitution(L, b.reshape(1, -1))[0]
-    for i in range(x.size - 1, -1, -1):
-        for k in range(i + 1, x.size):
-            x[i] -= L[k, i] * x[k]
-        x[i] /= L[i, i]
+    n = b.size
+    x = np.empty(n)
+    for i in range(n):
+        rest = b[i]
+        for k in range(i):
+            rest -= L[i, k] * x[k]
+        x[i] = rest / L[i, i]
+    for i in range(n - 1, -1, -1):
+        rest = x[i]
+        for k in range(i + 1, n):
+            rest -= L[k, i] * x[k]
+        x[i] = rest / L[i, i]
     return x
 
 
-@numba.njit(cache=True, nogil=True)
-def _set_ctrl(simulation: Simulation, motors: Indices, wanted: Array) -> None:
+@compiled
+def _set(ctrl: Array, ctrl_range: Array, motors: Indices, wanted: Array) -> None:
     for i in range(motors.size):
-        low, high = simulation.ctrl_range[motors[i]]
-        simulation.ctrl[motors[i]] = min(max(wanted[i], low), high)
+        motor = motors[i]
+        ctrl[motor] = min(max(wanted[i], ctrl_range[motor, 0]), ctrl_range[motor, 1])

@@ -73,12 +73,11 @@ class BoundArm:
     def __init__(self, robot: Any, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         self.robot = robot
         controller, gripper = self.controllers()
-        prefix = robot.robot_model.naming_prefix
         self.site: int = model.site(controller.ref_name).id
-        self.origin_site: int = model.site(f"{prefix}{ARM}_center").id
+        origin = _origin_site(robot, model)
         mujoco.mj_kinematics(model, data)
-        self.origin_position = data.site_xpos[self.origin_site].copy()
-        self.origin_rotation = data.site_xmat[self.origin_site].reshape(3, 3).copy()
+        self.origin_position = data.site_xpos[origin].copy()
+        self.origin_rotation = data.site_xmat[origin].reshape(3, 3).copy()
         self.joints, self.dofs = _indices(controller.qpos_index), _indices(controller.qvel_index)
         self.finger_joints, self.finger_dofs = _indices(gripper.qpos_index), _indices(gripper.qvel_index)
         self.motors, self.finger_motors = (_indices(robot._ref_actuators_indexes_dict[part]) for part in (ARM, GRIPPER))
@@ -233,7 +232,7 @@ def _settings_obstacle(env: Any) -> str | None:
                 if getattr(controller, name, "missing") != value:
                     return f"controller {controller.part_name} has {name} {getattr(controller, name, 'missing')!r}, not {value!r}"
         model = env.sim.model._model
-        if model.body_weldid[model.site(f"{robot.robot_model.naming_prefix}{ARM}_center").bodyid[0]] != 0:
+        if model.body_weldid[model.site_bodyid[_origin_site(robot, model)]] != 0:
             return f"robot {robot.name} has a base that moves"
     return None
 
@@ -259,6 +258,11 @@ def _torque_obstacle(compiled: Stepper, stock: Stepper) -> str | None:
     compiled.start_episode()
     difference = float(np.abs(torques[0] - torques[1]).max())
     return None if difference < TORQUE_TOLERANCE else f"its torques differ from robosuite's by {difference:.3g} Nm"
+
+
+def _origin_site(robot: Any, model: mujoco.MjModel) -> int:
+    """The site whose frame robosuite's controller has its goals in."""
+    return int(model.site(f"{robot.robot_model.naming_prefix}{ARM}_center").id)
 
 
 def _osc_arm(arm: BoundArm) -> dict[str, Any]:
