@@ -19,8 +19,9 @@ from otpr_policy.command import CartesianTarget
 from otpr_policy.errors import SpecError
 from otpr_policy.rotation import matrix_to_columns, matrix_to_quaternion, quaternion_to_matrix
 from otpr_policy.spec import Array
-from otpr_sim.env import Pose, Stepping, TaskEnv, TaskSpec
+from otpr_sim.env import Pose, Stepping, TaskSpec
 from otpr_sim.scene import Scene
+from otpr_sim.shift import ShiftableEnv
 from otpr_sim.stepping import PHYSICS, make_stepper
 
 _EXPECTED_MESSAGES = (
@@ -62,7 +63,7 @@ FINGER_SLEW = 0.004  # m per command: robosuite moves its normalised gripper act
 BOX_DENSITY = 1000.0  # kg/m^3, of robosuite's boxes
 
 
-class RobosuiteEnv(TaskEnv):
+class RobosuiteEnv(ShiftableEnv):
     """A robosuite scene with one Panda arm and its default OSC_POSE controller.
 
     Args:
@@ -101,7 +102,10 @@ class RobosuiteEnv(TaskEnv):
         self._objects = {name: (data.body(body).xpos, data.body(body).xmat.reshape(3, 3)) for name, body in scene.bodies.items()}
         self._objects |= {name: (data.site(site).xpos, data.site(site).xmat.reshape(3, 3)) for name, site in scene.sites.items()}
         self._turned = tuple(name for name in self._objects if f"{name}_rotation" in spec.observation.names)
-        self._placed = np.array([model.body(body).id for body in scene.placed], dtype=np.int64)
+        self._placed, self._loads = (np.array([model.body(body).id for body in names], np.int64) for names in (scene.placed, scene.loads))
+        self._nominal = Nominal(model, self._loads, self._placed)
+        self._regions = [StartRegion(sampler) for sampler in _samplers(self._env.placement_initializer) if hasattr(sampler, "x_range")]
+        self._mass_scale = self._friction_scale = 1.0
         self._stepper = make_stepper(self._env, stepping)
         self.stepping = self._stepper.stepping
         (self._arm,) = self._stepper.arms
@@ -237,11 +241,33 @@ class RobosuiteEnv(TaskEnv):
     def _set_box_sizes(self, sizes: Array) -> None:
         """Half-sizes [m] (boxes, 3); leaves the simulation's data to be set by the caller."""
         for box, size in zip(self._scene.boxes, sizes, strict=True):
-            resize_box(self._model, self._model.body(self._scene.bodies[box.name]).id, size)
+            body = self._model.body(self._scene.bodies[box.name]).id
+            resize_box(self._model, body, size)
+            self._model.body_mass[body] *= self._mass_scale
+            self._model.body_inertia[body] *= self._mass_scale
             next(o for o in self._env.model.mujoco_objects if o.name == box.name).size = size.tolist()
         if self._scene.boxes:
             mujoco.mj_setConst(self._model, mujoco.MjData(self._model))
         self._box_sizes = sizes.copy()
+
+    # Distribution shift
+
+    def widen_start_region(self, factor: float) -> None:
+        """See ShiftableEnv."""
+        for region in self._regions:
+            region.widen(min(factor, self._scene.widest_start))
+
+    def scale_dynamics(self, mass: float, friction: float) -> None:
+        """See ShiftableEnv."""
+        if (mass, friction) == (self._mass_scale, self._friction_scale):
+            return
+        self._mass_scale, self._friction_scale = mass, friction
+        self._nominal.restore(self._model, mass, friction)
+        self._set_box_sizes(self._box_sizes)
+
+    def push(self, force: Array) -> None:
+        """See ShiftableEnv."""
+        self._data.xfrc_applied[self._model.site_bodyid[self._arm.site], :3] = self._arm.origin_rotation @ force
 
     # Pictures and the end
 
@@ -261,6 +287,40 @@ class RobosuiteEnv(TaskEnv):
         if self._env is not None:
             self._env.close()
             self._env = None
+
+
+class StartRegion:
+    """The region that a robosuite sampler places objects in, and how to widen it around its middle."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        ranges = {name: getattr(sampler, name) for name in ("x_range", "y_range", "rotation")}
+        self._nominal = {name: np.array(value, dtype=np.float64) for name, value in ranges.items() if np.size(value) == 2}
+
+    def widen(self, factor: float) -> None:
+        """Sets the factor. An object that may be turned in any way, or in one, still is."""
+        for name, nominal in self._nominal.items():
+            middle = nominal.mean()
+            setattr(self._sampler, name, tuple(nominal if factor == 1.0 else middle + factor * (nominal - middle)))
+
+
+class Nominal:
+    """What a model was compiled with of all that a distribution shift changes."""
+
+    def __init__(self, model: mujoco.MjModel, loads: NDArray[np.int64], placed: NDArray[np.int64]) -> None:
+        self._loads, self._placed = loads, placed
+        self._mass, self._inertia = model.body_mass[loads].copy(), model.body_inertia[loads].copy()
+        self._friction = model.geom_friction.copy()
+        self._position, self._quaternion = model.body_pos[placed].copy(), model.body_quat[placed].copy()
+
+    def restore(self, model: mujoco.MjModel, mass: float, friction: float) -> None:
+        """Sets the nominal values times two factors, and the constants that depend on them."""
+        model.body_mass[self._loads] = mass * self._mass
+        model.body_inertia[self._loads] = mass * self._inertia
+        model.geom_friction[:] = friction * self._friction
+        # Where the last episode placed things must not reach the constants, be it by rounding alone.
+        model.body_pos[self._placed], model.body_quat[self._placed] = self._position, self._quaternion
+        mujoco.mj_setConst(model, mujoco.MjData(model))
 
 
 def _samplers(sampler: Any) -> Iterator[Any]:

@@ -24,6 +24,8 @@ class Scene:
         sites: the site of each object whose pose is that of a site.
         boxes: those of the objects whose size differs between episodes.
         placed: bodies without joints that robosuite places anew at each reset.
+        loads: bodies whose mass a distribution shift scales.
+        widest_start: largest factor on the region that objects start in for which there is room in the scene.
     """
 
     name: str
@@ -31,3 +33,5 @@ class Scene:
     sites: Mapping[str, str] = field(default_factory=dict)
     boxes: tuple[RandomBox, ...] = ()
     placed: tuple[str, ...] = ()
+    loads: tuple[str, ...] = ()
+    widest_start: float = 2.0

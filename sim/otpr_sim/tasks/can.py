@@ -17,7 +17,7 @@ SPEC = TaskSpec(
     success_rule="the can's centre is in its compartment, less than 0.1 m above the bin's floor, and more than 0.042 m from the hand",
     source="robosuite PickPlaceCan",
 )
-SCENE = Scene("PickPlaceCan", bodies={"can": "Can_main"})
+SCENE = Scene("PickPlaceCan", bodies={"can": "Can_main"}, loads=("Can_main",), widest_start=1.15)  # the bin has walls
 COMPARTMENT = (0.6975, 0.5025, -0.112)  # m, base frame: middle of the floor
 COMPARTMENT_SIZE = (0.195, 0.245)  # m
 

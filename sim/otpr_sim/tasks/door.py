@@ -17,7 +17,7 @@ SPEC = TaskSpec(
     success_rule="the door is open by more than 0.3 rad",
     source="robosuite Door",
 )
-SCENE = Scene("Door", sites={"handle": "Door_handle"}, placed=("Door_main",))
+SCENE = Scene("Door", sites={"handle": "Door_handle"}, placed=("Door_main",), loads=("Door_door", "Door_latch"))
 
 
 def make(stepping: Stepping) -> TaskEnv:

@@ -24,7 +24,7 @@ SPEC = TaskSpec(
     success_rule="the cube's centre is more than 0.04 m above the table top",
     source="robosuite Lift",
 )
-SCENE = Scene("Lift", bodies={"cube": "cube_main"}, boxes=(RandomBox("cube", smallest=0.020, largest=0.022),))
+SCENE = Scene("Lift", bodies={"cube": "cube_main"}, boxes=(RandomBox("cube", smallest=0.020, largest=0.022),), loads=("cube_main",))
 
 
 def make(stepping: Stepping) -> TaskEnv:

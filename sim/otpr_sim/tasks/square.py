@@ -17,7 +17,7 @@ SPEC = TaskSpec(
     "from the hand",
     source="robosuite NutAssemblySquare",
 )
-SCENE = Scene("NutAssemblySquare", bodies={"nut": "SquareNut_main"})
+SCENE = Scene("NutAssemblySquare", bodies={"nut": "SquareNut_main"}, loads=("SquareNut_main",))
 PEG = (0.79, 0.1)  # m, base frame: its axis
 PEG_TOP = 0.038  # m, base frame
 TABLE_TOP = -0.092  # m, base frame

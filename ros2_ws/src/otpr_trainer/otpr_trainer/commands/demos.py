@@ -17,6 +17,7 @@ def _collect_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of scenes and expert; never meets an evaluation's scenes")
     parser.add_argument("--noise", type=float, default=0.15, help="noise on the expert's actions, fraction of the action's range")
     parser.add_argument("--speed", type=float, default=1.0, help="expert's speed, fraction of the largest, in (0, 1]")
+    parser.add_argument("--preset", default="nominal", help="distribution shift to demonstrate under, see 'otpr tasks'")
     parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace demonstrations that are there")
@@ -27,14 +28,20 @@ def _collect_arguments(parser: ArgumentParser) -> None:
 def _collect(arguments: Namespace) -> int:
     from otpr_trainer.data.collect import ScriptedAttempts, collect, new_header
 
-    wanted = new_header(arguments.task, arguments.episodes, arguments.seed, arguments.noise, arguments.speed)
-    build = ScriptedAttempts(arguments.task, arguments.seed, arguments.noise, arguments.speed)
+    wanted = new_header(arguments.task, arguments.episodes, arguments.seed, arguments.noise, arguments.speed, arguments.preset)
+    build = ScriptedAttempts(arguments.task, arguments.seed, arguments.noise, arguments.speed, arguments.preset)
     try:
         header = collect(arguments.out, wanted, build, workers=arguments.workers, overwrite=arguments.overwrite, resume=arguments.resume)
     except KeyboardInterrupt:
         print(f"otpr: interrupted; go on with the same command and --resume (in place of --overwrite): {arguments.out}", file=sys.stderr)
         return 130
-    summary = {"directory": str(arguments.out), "task": header.task, "kept": header.kept, "discarded": header.discarded}
+    summary = {
+        "directory": str(arguments.out),
+        "task": header.task,
+        "preset": arguments.preset,
+        "kept": header.kept,
+        "discarded": header.discarded,
+    }
     if arguments.json:
         print(json.dumps(summary))
     else:

@@ -15,6 +15,7 @@ from otpr_trainer.workers import default_workers
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("target", type=Path, metavar="TARGET", help="a training run's directory or a policy file (.onnx)")
     parser.add_argument("--task", help="task name; by default, and at most, the one that the policy was trained for")
+    parser.add_argument("--preset", default="nominal", help="distribution shift to run them under, see 'otpr tasks'")
     parser.add_argument("--episodes", type=int, default=100, help="episodes to run")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of scenes and policy noise; equal seeds are paired episodes")
     parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes; the result does not depend on it")
@@ -29,7 +30,8 @@ def _run(arguments: Namespace) -> int:
     task = arguments.task or trained_task
     if task != trained_task:
         raise TaskError(f"{arguments.target} was trained for task {trained_task!r}, not {task!r}")
-    result = evaluate(source, task, episodes=arguments.episodes, seed=arguments.seed, workers=arguments.workers)
+    options = {"episodes": arguments.episodes, "seed": arguments.seed, "workers": arguments.workers}
+    result = evaluate(source, task, preset=arguments.preset, **options)
     run = str(arguments.target) if sha256 is None else None
     if arguments.json:
         print(json.dumps({**result.to_json(), "artifact_sha256": sha256, "run": run}))
@@ -37,7 +39,7 @@ def _run(arguments: Namespace) -> int:
     rows = {
         "policy": str(arguments.target),
         "sha256": sha256 or "(a training run)",
-        "task": task,
+        "task": f"{task}, preset {result.preset}",
         "success": f"{result.success}  (95 % Wilson interval)",
         "steps": f"{result.mean_steps:.1f} on average, horizon {result.task.horizon}",
         "means": result.task.success_rule,

@@ -19,6 +19,7 @@ from otpr_policy.spec import Array
 from otpr_sim import registry
 from otpr_sim.env import TaskEnv, episode_seed
 from otpr_sim.experts import expert
+from otpr_sim.shift import preset as shift_preset
 from otpr_trainer.data.demonstrations import Episode, Header, episode_path
 from otpr_trainer.rollout import SEED_LIMIT
 from otpr_trainer.workers import ordered_map
@@ -42,10 +43,11 @@ class ScriptedAttempts:
     seed: int
     noise: float
     speed: float
+    preset: str = "nominal"
 
     def __call__(self) -> Attempt:
         """Makes the environment that all attempts of this process share."""
-        env = registry.make(self.task)
+        env = registry.make(self.task, shift=shift_preset(self.preset))
         return lambda attempt: self._attempt(env, attempt)
 
     def _attempt(self, env: TaskEnv, attempt: int) -> Episode | None:
@@ -69,13 +71,14 @@ class ScriptedAttempts:
         return Episode(attempt, np.stack(observations), np.stack(actions), np.stack(states), np.array(rewards))
 
 
-def new_header(task: str, episodes: int, seed: int, noise: float, speed: float) -> Header:
-    """Header of a scripted collection that is about to start. Raises TaskError on an unknown task or a bad option."""
+def new_header(task: str, episodes: int, seed: int, noise: float, speed: float, preset: str = "nominal") -> Header:
+    """Header of a scripted collection that is about to start. Raises TaskError on an unknown task or preset or a bad option."""
+    shift_preset(preset)
     spec = registry.spec(task)
     expert(task, np.random.default_rng(0), noise, speed)  # its refusals, before any work
     if episodes < 1 or not 0 <= seed < SEED_LIMIT:
         raise DemonstrationError(f"episodes must be at least 1 and seed in 0..{SEED_LIMIT - 1}, got {episodes} and {seed}")
-    source: dict[str, float | str] = {"kind": "scripted", "noise": noise, "speed": speed}
+    source: dict[str, float | str] = {"kind": "scripted", "noise": noise, "speed": speed, "preset": preset}
     return Header(task, spec.observation, spec.action, spec.control_rate_hz, source, seed, episodes)
 
 
@@ -123,7 +126,7 @@ def _start(directory: Path, wanted: Header, overwrite: bool, resume: bool) -> He
     if resume:
         found = Header.read(directory)
         if replace(found, attempts=0, kept=0) != wanted:
-            raise DemonstrationError(f"{directory} is another collection: task, episodes, seed, noise or speed differ")
+            raise DemonstrationError(f"{directory} is another collection: task, episodes, seed, noise, speed or preset differ")
         return found
     if directory.exists() and any(directory.iterdir()):
         if not overwrite:
