@@ -37,6 +37,9 @@ class PointEnv:
         success = abs(self._position) < 0.05
         return StepResult(self._observe(), float(success), success, not success and self._steps >= SPEC.horizon, success)
 
+    def close(self) -> None:
+        """Nothing to free."""
+
     def _observe(self) -> dict[str, Array]:
         return {"position": np.array([self._position]), "temperature": np.array([20.0, 20.0])}
 
