@@ -32,6 +32,7 @@ from otpr_policy.spec import Array, Field, VectorSpec
 from otpr_sim import registry
 from otpr_sim.env import Stepping, TaskSpec
 from otpr_sim.robosuite_env import FINGER_RANGE, FINGER_SIGNS, RobosuiteEnv, robosuite
+from otpr_sim.scene import Scene
 from otpr_sim.stepping import PHYSICS, TESTED_VERSIONS, make_stepper
 from otpr_sim.tasks import lift
 
@@ -125,7 +126,7 @@ def measure(scene: str, rounds: int, steps: int, progress: Any) -> Row:
     """One row. Every round starts from a reset and plays new random actions."""
     stock = _robosuite(scene)
     objects = SCENES[scene]
-    ours = TwoArmScene(scene, objects) if scene in TWO_ARMS else RobosuiteEnv(_spec(scene, objects), scene, objects)
+    ours = TwoArmScene(scene, objects) if scene in TWO_ARMS else RobosuiteEnv(_spec(scene, objects), Scene(scene, objects))
     assert ours.stepping is Stepping.COMPILED
     rng = np.random.default_rng(0)
     bounds = np.tile(lift.SPEC.action.high[:6], (len(stock.robots), 1))

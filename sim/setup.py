@@ -27,7 +27,7 @@ setup(
     ],
     entry_points={
         "otpr.checks": ["simulation = otpr_sim.checks:findings"],
-        "otpr.commands": ["demo = otpr_sim.commands.demo:COMMAND"],
+        "otpr.commands": ["demo = otpr_sim.commands.demo:COMMAND", "tasks = otpr_sim.commands.tasks:COMMAND"],
     },
     zip_safe=False,
 )

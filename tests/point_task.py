@@ -10,7 +10,7 @@ import numpy as np
 
 from otpr_policy.errors import TaskError
 from otpr_policy.spec import Array, Field, Semantics, VectorSpec
-from otpr_sim.env import StepResult, TaskSpec
+from otpr_sim.env import Stepping, StepResult, TaskSpec
 from otpr_trainer.data.demonstrations import Demonstrations, Episode, Header, episode_path
 
 OBSERVATION = VectorSpec((Field("position", "m", (-1.0,), (1.0,)), Field("temperature", "K", (0.0, 0.0), (100.0, 100.0))))
@@ -22,6 +22,9 @@ class PointEnv:
     """The position starts anywhere in [-1, 1] and moves by the action; the temperature stays at 20 K."""
 
     spec = SPEC
+
+    def __init__(self, stepping: Stepping = Stepping.STOCK) -> None:
+        """The registry says how to step; there is nothing to choose here."""
 
     def reset(self, seed: int) -> dict[str, Array]:
         self._position = np.random.default_rng(seed).uniform(-1.0, 1.0)
@@ -35,7 +38,7 @@ class PointEnv:
         return StepResult(self._observe(), float(success), success, not success and self._steps >= SPEC.horizon, success)
 
     def close(self) -> None:
-        pass
+        """Nothing to free."""
 
     def _observe(self) -> dict[str, Array]:
         return {"position": np.array([self._position]), "temperature": np.array([20.0, 20.0])}

@@ -41,6 +41,7 @@ class TaskSpec:
         control_rate_hz: actions per second.
         horizon: control steps after which an episode is truncated.
         success_rule: one sentence that says when an episode counts as a success.
+        source: where the scene comes from, such as ``robosuite Lift``.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TaskSpec:
     control_rate_hz: float
     horizon: int
     success_rule: str
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ physics steps.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,9 @@ from otpr_policy.command import CartesianTarget
 from otpr_policy.errors import SpecError
 from otpr_policy.rotation import matrix_to_columns, matrix_to_quaternion, quaternion_to_matrix
 from otpr_policy.spec import Array
-from otpr_sim.env import Pose, RobotEnv, Stepping, TaskSpec
+from otpr_sim.env import Pose, Stepping, TaskSpec
+from otpr_sim.scene import Scene
+from otpr_sim.shift import ShiftableEnv
 from otpr_sim.stepping import PHYSICS, make_stepper
 
 _EXPECTED_MESSAGES = (
@@ -62,23 +63,12 @@ FINGER_SLEW = 0.004  # m per command: robosuite moves its normalised gripper act
 BOX_DENSITY = 1000.0  # kg/m^3, of robosuite's boxes
 
 
-@dataclass(frozen=True)
-class RandomBox:
-    """A box whose half-sizes [m] are drawn uniformly and independently at each reset."""
-
-    name: str
-    smallest: float
-    largest: float
-
-
-class RobosuiteEnv(RobotEnv):
+class RobosuiteEnv(ShiftableEnv):
     """A robosuite scene with one Panda arm and its default OSC_POSE controller.
 
     Args:
-        spec: the task; its object fields are named ``<object>_position``.
-        scene: robosuite's name of the environment.
-        objects: MuJoCo's name of the body of each object of the task.
-        boxes: those of the objects whose size differs between episodes.
+        spec: the task; its object fields are named ``<object>_position`` and, where it has them, ``<object>_rotation``.
+        scene: the robosuite environment and what the task is about in it.
         stepping: what computes the torques; stock, with a warning, where compiled is not possible.
 
     Attributes:
@@ -88,18 +78,11 @@ class RobosuiteEnv(RobotEnv):
     frame_id = "panda_link0"
     joint_names = (*(f"panda_joint{i}" for i in range(1, 8)), "panda_finger_joint1", "panda_finger_joint2")
 
-    def __init__(
-        self,
-        spec: TaskSpec,
-        scene: str,
-        objects: Mapping[str, str],
-        boxes: tuple[RandomBox, ...] = (),
-        stepping: Stepping = Stepping.COMPILED,
-    ) -> None:
+    def __init__(self, spec: TaskSpec, scene: Scene, stepping: Stepping = Stepping.COMPILED) -> None:
         self.spec = spec
-        self._boxes = boxes
+        self._scene = scene
         self._env: Any = robosuite.make(
-            scene,
+            scene.name,
             robots="Panda",
             control_freq=spec.control_rate_hz,
             ignore_done=True,
@@ -114,7 +97,15 @@ class RobosuiteEnv(RobotEnv):
         self._data: mujoco.MjData = self._env.sim.data._data
         self.physics_dt_s = float(self._model.opt.timestep)
         self.substeps_per_step = round(1.0 / (spec.control_rate_hz * self.physics_dt_s))
-        self._objects = {name: self._model.body(body).id for name, body in objects.items()}
+        model, data = self._model, self._data
+        # Views of MuJoCo's own arrays: position (3,) and rotation (3, 3) in the world.
+        self._objects = {name: (data.body(body).xpos, data.body(body).xmat.reshape(3, 3)) for name, body in scene.bodies.items()}
+        self._objects |= {name: (data.site(site).xpos, data.site(site).xmat.reshape(3, 3)) for name, site in scene.sites.items()}
+        self._turned = tuple(name for name in self._objects if f"{name}_rotation" in spec.observation.names)
+        self._placed, self._loads = (np.array([model.body(body).id for body in names], np.int64) for names in (scene.placed, scene.loads))
+        self._nominal = Nominal(model, self._loads, self._placed)
+        self._regions = [StartRegion(sampler) for sampler in _samplers(self._env.placement_initializer) if hasattr(sampler, "x_range")]
+        self._mass_scale = self._friction_scale = 1.0
         self._stepper = make_stepper(self._env, stepping)
         self.stepping = self._stepper.stepping
         (self._arm,) = self._stepper.arms
@@ -130,7 +121,7 @@ class RobosuiteEnv(RobotEnv):
     def reset(self, seed: int) -> dict[str, Array]:
         """See TaskEnv. Draws box sizes, robosuite's noise on the arm's joints, and object placement, in this order."""
         rng = np.random.default_rng(seed)
-        self._set_box_sizes(np.array([rng.uniform(box.smallest, box.largest, 3) for box in self._boxes]))
+        self._set_box_sizes(np.array([rng.uniform(box.smallest, box.largest, 3) for box in self._scene.boxes]))
         self._env.rng = rng
         for sampler in _samplers(self._env.placement_initializer):
             sampler.rng = rng
@@ -185,24 +176,29 @@ class RobosuiteEnv(RobotEnv):
 
     def ee_pose(self) -> Pose:
         """See TaskEnv; the grip site, between the finger tips."""
-        return self._in_base(self._data.site_xpos[self._arm.site], self._data.site_xmat[self._arm.site])
+        return self._in_base(self._data.site_xpos[self._arm.site], self._data.site_xmat[self._arm.site].reshape(3, 3))
 
     def object_poses(self) -> dict[str, Pose]:
         """See TaskEnv."""
-        return {name: self._in_base(self._data.xpos[body], self._data.xmat[body]) for name, body in self._objects.items()}
+        return {name: self._in_base(*pose) for name, pose in self._objects.items()}
 
     def observe(self) -> dict[str, Array]:
         """See TaskEnv."""
         ee = self.ee_pose()
-        return {
+        fields = {
             "ee_position": ee.position,
             "ee_rotation": matrix_to_columns(quaternion_to_matrix(ee.quaternion)),
             "gripper_position": self.joint_positions()[-2:],
-            **{f"{name}_position": self._position_in_base(self._data.xpos[body]) for name, body in self._objects.items()},
         }
+        for name, (position, rotation) in self._objects.items():
+            fields[f"{name}_position"] = self._position_in_base(position)
+            if name in self._turned:
+                quaternion = self._in_base(position, rotation).quaternion
+                fields[f"{name}_rotation"] = matrix_to_columns(quaternion_to_matrix(quaternion))
+        return fields
 
     def _in_base(self, position: Array, rotation: Array) -> Pose:
-        return Pose(self._position_in_base(position), matrix_to_quaternion(self._arm.origin_rotation.T @ rotation.reshape(3, 3)))
+        return Pose(self._position_in_base(position), matrix_to_quaternion(self._arm.origin_rotation.T @ rotation))
 
     def _position_in_base(self, position: Array) -> Array:
         # The controller's origin is where the robot's base (link0) is.
@@ -214,22 +210,26 @@ class RobosuiteEnv(RobotEnv):
     # The state
 
     def state(self) -> Array:
-        """See TaskEnv. Physics, arm goal (3 + 9), rest posture (7), finger set-point, steps, box half-sizes (3 each)."""
+        """See TaskEnv. Physics, arm goal (3 + 9), rest posture (7), what is placed (7 each), set-point, steps, box half-sizes (3 each)."""
         physics = np.empty(mujoco.mj_stateSize(self._model, PHYSICS))
         mujoco.mj_getState(self._model, self._data, physics, PHYSICS)
         command = self._command
         counters = [self._finger_setpoint, self.steps]
         goal = (command.goal_position, command.goal_rotation.ravel(), command.posture)
-        return np.concatenate([physics, *goal, counters, self._box_sizes.ravel()])
+        placed = (self._model.body_pos[self._placed].ravel(), self._model.body_quat[self._placed].ravel())
+        return np.concatenate([physics, *goal, *placed, counters, self._box_sizes.ravel()])
 
     def set_state(self, state: Array) -> None:
         """See TaskEnv."""
-        lengths = (mujoco.mj_stateSize(self._model, PHYSICS), 3, 9, self._command.posture.size, 1, 1, self._box_sizes.size)
+        arm, placed = self._command.posture.size, self._placed.size
+        lengths = (mujoco.mj_stateSize(self._model, PHYSICS), 3, 9, arm, 3 * placed, 4 * placed, 1, 1, self._box_sizes.size)
         if np.shape(state) != (sum(lengths),):
             raise SpecError(f"state has shape {np.shape(state)}, expected ({sum(lengths)},)")
         parts = np.split(np.asarray(state, dtype=np.float64), np.cumsum(lengths)[:-1])
-        physics, goal_position, goal_rotation, posture, (setpoint,), (steps,), sizes = parts
+        physics, goal_position, goal_rotation, posture, positions, quaternions, (setpoint,), (steps,), sizes = parts
         self._set_box_sizes(sizes.reshape(-1, 3))
+        self._model.body_pos[self._placed] = positions.reshape(-1, 3)
+        self._model.body_quat[self._placed] = quaternions.reshape(-1, 4)
         mujoco.mj_setState(self._model, self._data, physics, PHYSICS)
         mujoco.mj_kinematics(self._model, self._data)
         self._command.goal_position[:] = goal_position
@@ -240,12 +240,34 @@ class RobosuiteEnv(RobotEnv):
 
     def _set_box_sizes(self, sizes: Array) -> None:
         """Half-sizes [m] (boxes, 3); leaves the simulation's data to be set by the caller."""
-        for box, size in zip(self._boxes, sizes, strict=True):
-            resize_box(self._model, self._objects[box.name], size)
+        for box, size in zip(self._scene.boxes, sizes, strict=True):
+            body = self._model.body(self._scene.bodies[box.name]).id
+            resize_box(self._model, body, size)
+            self._model.body_mass[body] *= self._mass_scale
+            self._model.body_inertia[body] *= self._mass_scale
             next(o for o in self._env.model.mujoco_objects if o.name == box.name).size = size.tolist()
-        if self._boxes:
+        if self._scene.boxes:
             mujoco.mj_setConst(self._model, mujoco.MjData(self._model))
         self._box_sizes = sizes.copy()
+
+    # Distribution shift
+
+    def widen_start_region(self, factor: float) -> None:
+        """See ShiftableEnv."""
+        for region in self._regions:
+            region.widen(min(factor, self._scene.widest_start))
+
+    def scale_dynamics(self, mass: float, friction: float) -> None:
+        """See ShiftableEnv."""
+        if (mass, friction) == (self._mass_scale, self._friction_scale):
+            return
+        self._mass_scale, self._friction_scale = mass, friction
+        self._nominal.restore(self._model, mass, friction)
+        self._set_box_sizes(self._box_sizes)
+
+    def push(self, force: Array) -> None:
+        """See ShiftableEnv."""
+        self._data.xfrc_applied[self._model.site_bodyid[self._arm.site], :3] = self._arm.origin_rotation @ force
 
     # Pictures and the end
 
@@ -265,6 +287,40 @@ class RobosuiteEnv(RobotEnv):
         if self._env is not None:
             self._env.close()
             self._env = None
+
+
+class StartRegion:
+    """The region that a robosuite sampler places objects in, and how to widen it around its middle."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+        ranges = {name: getattr(sampler, name) for name in ("x_range", "y_range", "rotation")}
+        self._nominal = {name: np.array(value, dtype=np.float64) for name, value in ranges.items() if np.size(value) == 2}
+
+    def widen(self, factor: float) -> None:
+        """Sets the factor. An object that may be turned in any way, or in one, still is."""
+        for name, nominal in self._nominal.items():
+            middle = nominal.mean()
+            setattr(self._sampler, name, tuple(nominal if factor == 1.0 else middle + factor * (nominal - middle)))
+
+
+class Nominal:
+    """What a model was compiled with of all that a distribution shift changes."""
+
+    def __init__(self, model: mujoco.MjModel, loads: NDArray[np.int64], placed: NDArray[np.int64]) -> None:
+        self._loads, self._placed = loads, placed
+        self._mass, self._inertia = model.body_mass[loads].copy(), model.body_inertia[loads].copy()
+        self._friction = model.geom_friction.copy()
+        self._position, self._quaternion = model.body_pos[placed].copy(), model.body_quat[placed].copy()
+
+    def restore(self, model: mujoco.MjModel, mass: float, friction: float) -> None:
+        """Sets the nominal values times two factors, and the constants that depend on them."""
+        model.body_mass[self._loads] = mass * self._mass
+        model.body_inertia[self._loads] = mass * self._inertia
+        model.geom_friction[:] = friction * self._friction
+        # Where the last episode placed things must not reach the constants, be it by rounding alone.
+        model.body_pos[self._placed], model.body_quat[self._placed] = self._position, self._quaternion
+        mujoco.mj_setConst(model, mujoco.MjData(model))
 
 
 def _samplers(sampler: Any) -> Iterator[Any]:

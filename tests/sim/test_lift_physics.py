@@ -195,7 +195,7 @@ def test_a_resized_cube_equals_one_compiled_with_that_size(env: RobosuiteEnv) ->
     size = np.array(stock.cube.size)
     env.reset(0)
     env._set_box_sizes(size[None])
-    assert not np.allclose(size, env._boxes[0].smallest)
+    assert not np.allclose(size, env._scene.boxes[0].smallest)
     for name in ("geom_size", "geom_aabb", "geom_rbound", "bvh_aabb", "body_mass", "body_subtreemass", "body_inertia"):
         np.testing.assert_allclose(getattr(env._model, name), getattr(compiled, name), rtol=1e-6, err_msg=name)
     for name in ("body_invweight0", "dof_invweight0", "body_iquat", "body_ipos"):

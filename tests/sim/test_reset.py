@@ -11,6 +11,7 @@ import pytest
 
 from otpr_policy.spec import Field, VectorSpec
 from otpr_sim.robosuite_env import RobosuiteEnv, robosuite
+from otpr_sim.scene import Scene
 from otpr_sim.tasks import lift
 
 # What of the model robosuite draws anew with every hard reset. Our reset draws Lift's cube; robosuite's soft reset places the door.
@@ -59,7 +60,7 @@ def test_the_seed_alone_decides_where_objects_lie(scene: str, body: str) -> None
     place = Field("thing_position", "m", low=(-2.0,) * 3, high=(2.0,) * 3)
     fields = tuple(field for field in lift.SPEC.observation.fields if field.name != "cube_position")
     spec = replace(lift.SPEC, name=scene, observation=VectorSpec((*fields, place)))
-    with RobosuiteEnv(spec, scene, {"thing": body}) as env:
+    with RobosuiteEnv(spec, Scene(scene, {"thing": body})) as env:
         env.reset(7)
         state = env.state()
         places = np.array([env.reset(seed)["thing_position"] for seed in range(6)])

@@ -14,7 +14,7 @@ import numpy as np
 import point_task
 import pytest
 
-from otpr_policy.errors import DemonstrationError, OutputError
+from otpr_policy.errors import DemonstrationError, OutputError, TaskError
 from otpr_trainer.data.collect import STEPS_AFTER_SUCCESS, ScriptedAttempts, collect, new_header
 from otpr_trainer.data.demonstrations import Demonstrations, Header, episode_path, load
 from otpr_trainer.data.windows import cut
@@ -255,3 +255,21 @@ def test_the_scripted_expert_yields_lift_episodes_whose_windows_reach_success(tm
         first = int(np.argmax(episode.reward))
         assert first <= len(episode) - 4 - 1  # a chunk of 4 can start at the step that succeeds
         assert np.isfinite(episode.state).all() and episode.state.shape[1] > 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["can", "door", "square"])
+def test_every_task_can_be_demonstrated_under_every_preset_and_the_demonstrations_say_which(tmp_path, task):
+    pytest.importorskip("robosuite")
+    for preset in ("nominal", "hard"):
+        wanted = new_header(task, episodes=2, seed=7, noise=0.1, speed=1.0, preset=preset)
+        build = ScriptedAttempts(task, 7, 0.1, 1.0, preset)
+        collect(tmp_path / preset, wanted, build, workers=1, overwrite=False, resume=False)
+    nominal, hard = (load(tmp_path / preset, task) for preset in ("nominal", "hard"))
+    assert (nominal.header.source["preset"], hard.header.source["preset"]) == ("nominal", "hard")
+    assert not np.array_equal(nominal.episodes[0].observation[0], hard.episodes[0].observation[0])
+
+
+def test_an_unknown_preset_is_refused_before_any_work():
+    with pytest.raises(TaskError, match="unknown preset 'soft'"):
+        new_header("lift", episodes=1, seed=0, noise=0.1, speed=1.0, preset="soft")

@@ -60,10 +60,11 @@ def test_torch_and_its_graph_take_the_same_steps(source):
 def test_the_summary_has_the_keys_that_scripts_rely_on(source):
     result = evaluate(source, "point", episodes=12, seed=4, workers=1)
     data = json.loads(json.dumps(result.to_json()))
-    assert {"task", "episodes", "successes", "success_rate", "interval", "seed", "mean_steps", "horizon", "success_rule"} == set(data)
+    about = {"task", "preset", "seed", "horizon", "success_rule"}
+    assert about | {"episodes", "successes", "success_rate", "interval", "mean_steps"} == set(data)
     assert data["success_rate"] == data["successes"] / 12 and data["interval"][0] < data["success_rate"] <= data["interval"][1]
     assert data["mean_steps"] == sum(episode.steps for episode in result.episodes) / 12
-    assert (data["task"], data["seed"], data["horizon"]) == ("point", 4, 12)
+    assert (data["task"], data["preset"], data["seed"], data["horizon"]) == ("point", "nominal", 4, 12)
 
 
 def test_paired_results_count_the_episodes_in_which_they_differ():
@@ -87,6 +88,14 @@ def test_a_policy_of_another_rate_and_a_run_of_no_episodes_are_refused(source):
         evaluate(other, "point", episodes=1, seed=0, workers=1)
     with pytest.raises(TaskError, match="at least 1"):
         evaluate(source, "point", episodes=0, seed=0, workers=1)
+
+
+@pytest.mark.usefixtures("point_is_a_task")
+def test_a_preset_that_does_not_exist_or_that_the_task_cannot_have_is_refused(source):
+    with pytest.raises(TaskError, match="unknown preset 'soft'; known: hard, nominal, shifted"):
+        evaluate(source, "point", episodes=1, seed=0, workers=1, preset="soft")
+    with pytest.raises(TaskError, match="task 'point' has no distribution shifts"):
+        evaluate(source, "point", episodes=1, seed=0, workers=1, preset="hard")
 
 
 def test_demonstrations_never_start_where_an_evaluation_does():

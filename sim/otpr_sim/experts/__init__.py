@@ -8,7 +8,10 @@ import numpy as np
 
 from otpr_policy.errors import TaskError, unknown
 from otpr_policy.spec import Array
+from otpr_sim.experts.can import CanExpert
+from otpr_sim.experts.door import DoorExpert
 from otpr_sim.experts.lift import LiftExpert
+from otpr_sim.experts.square import SquareExpert
 
 
 class Expert(Protocol):
@@ -18,7 +21,12 @@ class Expert(Protocol):
         """Action (Da,) within the task's bounds for a named observation."""
 
 
-_EXPERTS: dict[str, Callable[[np.random.Generator, float, float], Expert]] = {"lift": LiftExpert}
+_EXPERTS: dict[str, Callable[[np.random.Generator, float, float], Expert]] = {
+    "can": CanExpert,
+    "door": DoorExpert,
+    "lift": LiftExpert,
+    "square": SquareExpert,
+}
 
 
 def expert(task: str, rng: np.random.Generator, noise: float = 0.15, speed: float = 1.0) -> Expert:

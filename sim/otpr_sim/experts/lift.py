@@ -7,17 +7,13 @@ from enum import Enum, auto
 import numpy as np
 
 from otpr_policy.spec import Array
-from otpr_sim.tasks.lift import SPEC
+from otpr_sim.experts.script import CLOSING_STEPS, OPEN, UP, ArmCommands, Move
 
-UP = np.array([0.0, 0.0, 1.0])
-GAIN = 2.0  # commanded delta per metre of remaining way; the controller covers about half of a delta in one step
 APPROACH_HEIGHT = (0.06, 0.12)  # m above the cube's centre; each episode draws its own
 GRASP_HEIGHT = -0.002  # m, grip site relative to the cube's centre
 CENTRING = 0.004  # m, standard deviation of where along the cube an episode grasps
 REACHED = 0.012  # m
-CLOSING_STEPS = 9
 LIFT_DELTA = 0.1  # m
-ROTATION_NOISE = 0.3  # of the noise on positions; the cube slips from a hand that tilts more
 
 
 class Phase(Enum):
@@ -33,11 +29,9 @@ class LiftExpert:
     """A waypoint controller with a style (height, grasp point, speed) drawn per episode. See experts.expert for the arguments."""
 
     def __init__(self, rng: np.random.Generator, noise: float, speed: float) -> None:
-        self._rng = rng
-        self._noise = noise
         self._offset = np.append(rng.normal(0.0, CENTRING, 2), 0.0)
         self._height = rng.uniform(*APPROACH_HEIGHT)
-        self._delta_limit = speed * rng.uniform(0.8, 1.0) * SPEC.action["ee_position_delta"].high[0]
+        self._commands = ArmCommands(rng, noise, speed)
         self._phase = Phase.APPROACH
         self._closing = 0
 
@@ -53,15 +47,7 @@ class LiftExpert:
             Phase.LIFT: LIFT_DELTA * UP,
         }[self._phase]
         closed = self._phase in (Phase.CLOSE, Phase.LIFT)
-        fields = SPEC.action
-        clean = fields.flatten(
-            {
-                "ee_position_delta": np.clip(GAIN * way, -self._delta_limit, self._delta_limit),
-                "ee_rotation_delta": np.zeros(3),
-                "gripper_position": np.array([0.0 if closed else fields["gripper_position"].high[0]]),
-            }
-        )
-        return np.clip(clean + self._draw_noise(), fields.low, fields.high)
+        return self._commands.action(Move(way, np.zeros(3), 0.0 if closed else OPEN))
 
     def _advance_phase(self, hand: Array, grasp: Array) -> None:
         if self._phase is Phase.APPROACH and np.hypot(*(grasp - hand)[:2]) < REACHED:
@@ -72,8 +58,3 @@ class LiftExpert:
             if self._closing == CLOSING_STEPS:
                 self._phase = Phase.LIFT
             self._closing += 1
-
-    def _draw_noise(self) -> Array:
-        """Noise on position and rotation deltas (7,); none on the gripper, which is either open or closed."""
-        scale = self._noise * SPEC.action.high * np.repeat([1.0, ROTATION_NOISE, 0.0], [3, 3, 1])
-        return scale * self._rng.standard_normal(len(scale))

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lift: a Panda arm picks a small cube off a table (robosuite's Lift)."""
 
-from otpr_policy.spec import Field, Semantics, VectorSpec
+from otpr_policy.spec import Field, VectorSpec
 from otpr_sim.env import Stepping, TaskEnv, TaskSpec
+from otpr_sim.scene import RandomBox, Scene
+from otpr_sim.tasks.panda import ACTION, CONTROL_RATE_HZ
 
 # Ranges of the observation are those of the workspace above the table, in the base frame (table top at z = -0.112 m).
 SPEC = TaskSpec(
@@ -16,22 +18,17 @@ SPEC = TaskSpec(
             Field("cube_position", "m", low=(0.2, -0.5, -0.15), high=(0.9, 0.5, 0.5)),
         )
     ),
-    action=VectorSpec(
-        (
-            Field("ee_position_delta", "m", low=(-0.05,) * 3, high=(0.05,) * 3, semantics=Semantics.DELTA),
-            Field("ee_rotation_delta", "rad", low=(-0.5,) * 3, high=(0.5,) * 3, semantics=Semantics.DELTA),
-            Field("gripper_position", "m", low=(0.0,), high=(0.04,), semantics=Semantics.ABSOLUTE),
-        )
-    ),
-    control_rate_hz=20.0,
+    action=ACTION,
+    control_rate_hz=CONTROL_RATE_HZ,
     horizon=80,
     success_rule="the cube's centre is more than 0.04 m above the table top",
+    source="robosuite Lift",
 )
+SCENE = Scene("Lift", bodies={"cube": "cube_main"}, boxes=(RandomBox("cube", smallest=0.020, largest=0.022),), loads=("cube_main",))
 
 
 def make(stepping: Stepping) -> TaskEnv:
     """A new environment. Imports the simulator only here, so that the specification is cheap to read."""
-    from otpr_sim.robosuite_env import RandomBox, RobosuiteEnv
+    from otpr_sim.robosuite_env import RobosuiteEnv
 
-    boxes = (RandomBox("cube", smallest=0.020, largest=0.022),)
-    return RobosuiteEnv(SPEC, scene="Lift", objects={"cube": "cube_main"}, boxes=boxes, stepping=stepping)
+    return RobosuiteEnv(SPEC, SCENE, stepping)

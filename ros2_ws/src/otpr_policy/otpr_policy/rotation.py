@@ -58,6 +58,16 @@ def rotation_vector_to_matrix(vector: NDArray[np.float64]) -> Array:
     return np.eye(3) + np.sin(angle) / angle * cross + (1 - np.cos(angle)) / angle**2 * cross @ cross
 
 
+def matrix_to_rotation_vector(matrix: NDArray[np.float64]) -> Array:
+    """Rotation matrix (3, 3) to axis times angle [rad] (3,), angle at most π; the inverse of :func:`rotation_vector_to_matrix`."""
+    x, y, z, w = matrix_to_quaternion(matrix).tolist()
+    sine = np.sqrt(x * x + y * y + z * z)  # of half the angle
+    if sine < 1e-9:  # there the half angle and its sine are the same number
+        return 2.0 * np.copysign(1.0, w) * np.array([x, y, z])
+    angle = 2.0 * np.arctan2(np.copysign(sine, w), abs(w))  # from -π to π: q and -q are the same rotation
+    return angle / sine * np.array([x, y, z])
+
+
 def matrix_to_columns(matrix: NDArray[np.float64]) -> Array:
     """Rotation matrix (3, 3) to its first two columns, one after the other (6,)."""
     return np.asarray(matrix, dtype=np.float64)[:, :2].T.reshape(6).copy()

@@ -2,6 +2,7 @@
 """Success of a policy over seeded episodes, the same for a torch run and an artifact."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -10,6 +11,7 @@ from otpr_policy.errors import TaskError
 from otpr_policy.success import SuccessRate
 from otpr_sim import registry
 from otpr_sim.env import TaskSpec
+from otpr_sim.shift import preset as shift_preset
 from otpr_trainer.rollout import SEED_LIMIT, EpisodeResult, Episodes, check_fit, run_episodes
 from otpr_trainer.sources import PolicySource
 
@@ -23,6 +25,7 @@ class EvaluationResult:
     task: TaskSpec
     seed: int
     episodes: tuple[EpisodeResult, ...]
+    preset: str = "nominal"
 
     @property
     def success(self) -> SuccessRate:
@@ -44,6 +47,7 @@ class EvaluationResult:
         """The keys that scripts rely on."""
         return {
             "task": self.task.name,
+            "preset": self.preset,
             **self.success.to_json(),
             "seed": self.seed,
             "mean_steps": self.mean_steps,
@@ -52,20 +56,24 @@ class EvaluationResult:
         }
 
 
-def evaluate(source: PolicySource, task: str, *, episodes: int, seed: int, workers: int, label: str = "evaluation") -> EvaluationResult:
+def evaluate(
+    source: PolicySource, task: str, *, episodes: int, seed: int, workers: int, preset: str = "nominal", label: str = "evaluation"
+) -> EvaluationResult:
     """Runs ``episodes`` seeded episodes; two policies with the same seed meet the same scenes.
 
     Raises:
-        TaskError: the task does not exist or does not fit the policy, or a number is out of range.
+        TaskError: the task or the preset of its distribution shift does not exist, the task does not fit the policy, or a number
+            is out of range.
     """
+    shift = shift_preset(preset)
     spec = registry.spec(task)
     check_fit(source.spec, spec)
     if episodes < 1 or not 0 <= seed < SEED_LIMIT:
         raise TaskError(f"episodes must be at least 1 and seed in 0..{SEED_LIMIT - 1}, got {episodes} and {seed}")
     results: list[EpisodeResult] = []
     with tqdm(total=episodes, desc=label, unit="episode") as progress:
-        for result in run_episodes(Episodes(source, task, seed), episodes, workers):
+        for result in run_episodes(Episodes(source, task, seed, partial(registry.make, shift=shift)), episodes, workers):
             results.append(result)
             progress.set_postfix(success=f"{sum(r.success for r in results)}/{len(results)}", refresh=False)
             progress.update()
-    return EvaluationResult(spec, seed, tuple(results))
+    return EvaluationResult(spec, seed, tuple(results), preset)

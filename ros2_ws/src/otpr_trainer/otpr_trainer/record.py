@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from otpr_sim import registry
 from otpr_sim.env import StepResult, TaskEnv
+from otpr_sim.shift import preset as shift_preset
 from otpr_sim.video import VideoWriter, captioned, writing
 from otpr_trainer.rollout import EpisodeResult, check_fit, run_episode
 from otpr_trainer.sources import PolicySource
@@ -25,17 +26,17 @@ class Recording:
     renderer: str
 
 
-def record(source: PolicySource, task: str, *, seed: int, episodes: int, path: Path) -> Recording:
+def record(source: PolicySource, task: str, *, seed: int, episodes: int, path: Path, preset: str = "nominal") -> Recording:
     """Plays episodes 0..episodes-1 of a run with ``seed`` and writes them to ``path``, one frame per state, in real time.
 
     Raises:
-        TaskError: there is no such task, or it does not fit the policy.
+        TaskError: there is no such task or preset, or it does not fit the policy.
         EnvironmentSetupError: this machine cannot draw the task or encode videos.
         OutputError: ``path`` cannot be written.
     """
     check_fit(source.spec, registry.spec(task))
     policy = source.open()
-    with registry.make(task) as env:
+    with registry.make(task, shift=shift_preset(preset)) as env:
         renderer = env.renderer()
         frames_per_s = env.spec.control_rate_hz
         with (

@@ -36,6 +36,7 @@ def _collect_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--speed", type=float, default=SUPPRESS, help=f"our expert's speed, fraction of the largest, in (0, 1] (default: {DEFAULT_SPEED})"
     )
+    parser.add_argument("--preset", default="nominal", help="distribution shift to demonstrate under, see 'otpr tasks'")
     parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace demonstrations that are there")
@@ -53,7 +54,13 @@ def _collect(arguments: Namespace) -> int:
     except KeyboardInterrupt:
         print(f"otpr: interrupted; go on with the same command and --resume (in place of --overwrite): {arguments.out}", file=sys.stderr)
         return 130
-    summary = {"directory": str(arguments.out), "task": header.task, "kept": header.kept, "discarded": header.discarded}
+    summary = {
+        "directory": str(arguments.out),
+        "task": header.task,
+        "preset": arguments.preset,
+        "kept": header.kept,
+        "discarded": header.discarded,
+    }
     if arguments.json:
         print(json.dumps(summary))
     else:
@@ -67,10 +74,10 @@ def _attempts(arguments: Namespace) -> "Attempts":
 
     if "expert" not in arguments:
         noise, speed = getattr(arguments, "noise", DEFAULT_NOISE), getattr(arguments, "speed", DEFAULT_SPEED)
-        return ScriptedAttempts(arguments.task, arguments.seed, noise, speed)
+        return ScriptedAttempts(arguments.task, arguments.seed, noise, speed, preset=arguments.preset)
     if "noise" in arguments or "speed" in arguments:
         raise DemonstrationError("--noise and --speed are for our scripted experts; --expert brings its own")
-    return ImportedAttempts(arguments.task, arguments.seed, arguments.expert)
+    return ImportedAttempts(arguments.task, arguments.seed, arguments.expert, preset=arguments.preset)
 
 
 def _info_arguments(parser: ArgumentParser) -> None:

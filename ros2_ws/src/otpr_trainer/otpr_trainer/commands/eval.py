@@ -23,6 +23,7 @@ DEFAULT_VIDEO_EPISODES = 3
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("target", type=Path, metavar="TARGET", help="a training run's directory or a policy file (.onnx)")
     parser.add_argument("--task", help="task name; by default, and at most, the one that the policy was trained for")
+    parser.add_argument("--preset", default="nominal", help="distribution shift to run them under, see 'otpr tasks'")
     parser.add_argument("--episodes", type=int, default=100, help="episodes to run")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of scenes and policy noise; equal seeds are paired episodes")
     parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes; the result does not depend on it")
@@ -47,7 +48,8 @@ def _run(arguments: Namespace) -> int:
     if task != trained_task:
         raise TaskError(f"{arguments.target} was trained for task {trained_task!r}, not {task!r}")
     recording = _record(arguments, source, task)  # first, so that a machine that cannot draw is noticed before the long part
-    result = evaluate(source, task, episodes=arguments.episodes, seed=arguments.seed, workers=arguments.workers)
+    options = {"episodes": arguments.episodes, "seed": arguments.seed, "workers": arguments.workers}
+    result = evaluate(source, task, preset=arguments.preset, **options)
     run = str(arguments.target) if sha256 is None else None
     if recording is not None:
         _compare(recording, result)
@@ -58,7 +60,7 @@ def _run(arguments: Namespace) -> int:
     rows = {
         "policy": str(arguments.target),
         "sha256": sha256 or "(a training run)",
-        "task": task,
+        "task": f"{task}, preset {result.preset}",
         "success": f"{result.success}  (95 % Wilson interval)",
         "steps": f"{result.mean_steps:.1f} on average, horizon {result.task.horizon}",
         "means": result.task.success_rule,
@@ -83,7 +85,7 @@ def _record(arguments: Namespace, source: PolicySource, task: str) -> "Recording
     wanted = getattr(arguments, "video_episodes", min(DEFAULT_VIDEO_EPISODES, arguments.episodes))
     if not 1 <= wanted <= arguments.episodes:
         raise TaskError(f"--video-episodes {wanted} is not in 1..{arguments.episodes}, the episodes that are evaluated")
-    return record(source, task, seed=arguments.seed, episodes=wanted, path=arguments.video)
+    return record(source, task, seed=arguments.seed, episodes=wanted, path=arguments.video, preset=arguments.preset)
 
 
 def _compare(recording: "Recording", result: EvaluationResult) -> None:

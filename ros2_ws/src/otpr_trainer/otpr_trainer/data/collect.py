@@ -9,7 +9,7 @@ import importlib
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from otpr_policy.spec import Array
 from otpr_sim import registry
 from otpr_sim.env import TaskEnv, episode_seed
 from otpr_sim.experts import Expert, expert
+from otpr_sim.shift import preset as shift_preset
 from otpr_trainer.data.demonstrations import Episode, Header, episode_path
 from otpr_trainer.rollout import SEED_LIMIT
 from otpr_trainer.workers import ordered_map
@@ -42,6 +43,7 @@ class Attempts(ABC):
 
     task: str
     seed: int
+    preset: str = field(default="nominal", kw_only=True)
 
     @abstractmethod
     def new_expert(self, rng: np.random.Generator) -> Expert:
@@ -53,7 +55,7 @@ class Attempts(ABC):
 
     def __call__(self) -> Attempt:
         """Makes the environment that all attempts of this process share."""
-        env = registry.make(self.task)
+        env = registry.make(self.task, shift=shift_preset(self.preset))
         return lambda attempt: self._attempt(env, attempt)
 
     def _attempt(self, env: TaskEnv, attempt: int) -> Episode | None:
@@ -93,7 +95,7 @@ class ScriptedAttempts(Attempts):
 
     def source(self) -> dict[str, float | str]:
         """See Attempts."""
-        return {"kind": "scripted", "noise": self.noise, "speed": self.speed}
+        return {"kind": "scripted", "noise": self.noise, "speed": self.speed, "preset": self.preset}
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,12 @@ class ImportedAttempts(Attempts):
 
     def source(self) -> dict[str, float | str]:
         """See Attempts."""
-        return {"kind": "imported", "expert": self.factory}
+        return {"kind": "imported", "expert": self.factory, "preset": self.preset}
 
 
 def new_header(attempts: Attempts, episodes: int) -> Header:
-    """Header of a collection that is about to start. Raises TaskError on an unknown task, expert or a bad option."""
+    """Header of a collection that is about to start. Raises TaskError on an unknown task, preset or expert, or a bad option."""
+    shift_preset(attempts.preset)
     spec = registry.spec(attempts.task)
     attempts.new_expert(np.random.default_rng(0))  # its refusals, before any work
     if episodes < 1 or not 0 <= attempts.seed < SEED_LIMIT:
@@ -175,7 +178,7 @@ def _start(directory: Path, wanted: Header, overwrite: bool, resume: bool) -> He
     if resume:
         found = Header.read(directory)
         if replace(found, attempts=0, kept=0) != wanted:
-            raise DemonstrationError(f"{directory} is another collection: task, episodes, seed, expert, noise or speed differ")
+            raise DemonstrationError(f"{directory} is another collection: task, preset, episodes, seed, expert, noise or speed differ")
         return found
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         if not overwrite:
