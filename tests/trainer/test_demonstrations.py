@@ -272,4 +272,4 @@ def test_every_task_can_be_demonstrated_under_every_preset_and_the_demonstration
 
 def test_an_unknown_preset_is_refused_before_any_work():
     with pytest.raises(TaskError, match="unknown preset 'soft'"):
-        new_header("lift", episodes=1, seed=0, noise=0.1, speed=1.0, preset="soft")
+        new_header(ScriptedAttempts("lift", 0, 0.1, 1.0, preset="soft"), episodes=1)

@@ -55,7 +55,7 @@ def test_pick_and_place_from_demonstrations_to_an_evaluated_file(tmp_path, capsy
 def test_demonstrations_of_a_gymnasium_task_are_successes_with_measured_ranges(tmp_path):
     command(demos.COLLECT, "--task", PICK, *EXPERT, "--episodes", 2, "--out", tmp_path / "demos", "--workers", 1)
     loaded = load(tmp_path / "demos", PICK)
-    assert loaded.header.source == {"kind": "imported", "expert": "gym_experts:PickAndPlace"}
+    assert loaded.header.source == {"kind": "imported", "expert": "gym_experts:PickAndPlace", "preset": "nominal"}
     for episode in loaded.episodes:
         goal, block = (loaded.header.observation.split(episode.observation)[name] for name in ("desired_goal", "achieved_goal"))
         solved = np.linalg.norm(goal - block, axis=1)[1:] < 0.05
