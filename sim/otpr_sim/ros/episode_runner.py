@@ -28,6 +28,7 @@ from otpr_policy.ros.process import start_ros
 _STATUSES = {"/policy_node: policy", "/twin: simulation"}  # what each node's diagnostics are called
 _POLL_S = 0.05
 _CALL_TIMEOUT_S = 10.0
+_AFTER_SUCCESS_S = 0.3
 _LOCKSTEP_WALL_LIMIT_S = 300.0
 
 
@@ -87,6 +88,8 @@ class EpisodeRunner:
         self._wait_for(lambda: self._ended(start_s) is not None, limit_s, "the episode to end")
         ended = self._ended(start_s) or ""
         seconds = self._now_s() - start_s
+        if ended == "success":  # a moment more, so that what is seen and recorded shows it
+            self._wait_for(lambda: self._now_s() - start_s >= seconds + _AFTER_SUCCESS_S, limit_s, "the moment after success")
         self._call(self._engage_client, SetBool.Request(data=False))
         return Outcome(self._episode, ended == "success", seconds, ended)
 
