@@ -70,7 +70,8 @@ def test_a_mistake_is_one_line_and_nothing_is_written(arguments: list[str], reas
     assert not out.exists()
 
 
-def test_interrupting_leaves_no_process_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_leaves_no_process_behind(tmp_path: Path, number: signal.Signals) -> None:
     policy = tiny_policy.write(tmp_path / "tiny.onnx")
     out = tmp_path / "demo"
     marker = f"otpr-test-{os.getpid()}-{time.monotonic_ns()}"
@@ -86,7 +87,7 @@ def test_interrupting_leaves_no_process_behind(tmp_path: Path) -> None:
             assert time.monotonic() < deadline, "no episode ended"
             assert process.poll() is None
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(30) == 130
         assert _processes_with(marker) == []
     finally:

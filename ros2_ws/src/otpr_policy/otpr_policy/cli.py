@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from types import FrameType
 
 from otpr_policy import __version__
 from otpr_policy.errors import EnvironmentSetupError, OtprError, unknown
@@ -36,8 +37,7 @@ def installed_commands() -> dict[tuple[str, ...], EntryPoint]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs ``otpr``. A mistake that the user can put right is one line on standard error and exit status 1."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # A service manager's way to end a command is a person's: whatever Ctrl-C does here, with its clean-up, SIGTERM does.
-    signal.signal(signal.SIGTERM, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         status = _dispatch(words)
         sys.stdout.flush()  # here, where a reader that went away is noticed below, and not while Python exits
@@ -51,6 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as in `otpr inspect | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python, at exit, tries to write the rest and complains
         return 1
+
+
+def _as_interrupt(_number: int, frame: FrameType | None) -> None:
+    """SIGTERM does what Ctrl-C does, with the same clean-up; also where a shell has started us in the background, deaf to Ctrl-C."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler):
+        raise KeyboardInterrupt
+    handler(signal.SIGINT, frame)
 
 
 def _dispatch(words: list[str]) -> int:
