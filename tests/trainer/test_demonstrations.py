@@ -260,11 +260,9 @@ def test_the_scripted_expert_yields_lift_episodes_whose_windows_reach_success(tm
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["can", "door", "square"])
 def test_every_task_can_be_demonstrated_under_every_preset_and_the_demonstrations_say_which(tmp_path, task):
-    pytest.importorskip("robosuite")
     for preset in ("nominal", "hard"):
-        wanted = new_header(task, episodes=2, seed=7, noise=0.1, speed=1.0, preset=preset)
-        build = ScriptedAttempts(task, 7, 0.1, 1.0, preset)
-        collect(tmp_path / preset, wanted, build, workers=1, overwrite=False, resume=False)
+        attempts = ScriptedAttempts(task, 7, 0.1, 1.0, preset=preset)
+        collect(tmp_path / preset, new_header(attempts, episodes=2), attempts, workers=1, overwrite=False, resume=False)
     nominal, hard = (load(tmp_path / preset, task) for preset in ("nominal", "hard"))
     assert (nominal.header.source["preset"], hard.header.source["preset"]) == ("nominal", "hard")
     assert not np.array_equal(nominal.episodes[0].observation[0], hard.episodes[0].observation[0])
