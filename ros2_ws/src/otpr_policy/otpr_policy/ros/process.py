@@ -49,13 +49,12 @@ def run_node(
 
     for number in _STOP_SIGNALS:
         signal.signal(number, request_stop)
-    parent = os.getppid()
-    supervised = os.environ.get(SUPERVISOR_VARIABLE) == str(parent)
+    supervisor = os.environ.get(SUPERVISOR_VARIABLE)  # not our parent of this moment: that may be gone already
     try:
         with _in_order(make, list(sys.argv if arguments is None else arguments)) as (node, executor):
             while not stop_requested:
                 executor.spin_once(timeout_sec=_POLL_S)
-                if supervised and os.getppid() != parent:
+                if supervisor is not None and supervisor != str(os.getppid()):
                     print("error: the process that started this node is gone", file=sys.stderr, flush=True)
                     return 1
                 if not keep_on(node):
