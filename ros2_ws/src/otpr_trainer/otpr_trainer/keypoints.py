@@ -29,6 +29,24 @@ def keypoint_mask(n: int, m: int, pairs: Sequence[tuple[int, int]], device: torc
     return mask
 
 
+def keypoint_masses(n: int, m: int, pairs: Sequence[tuple[int, int]], share: float) -> tuple[Tensor, Tensor]:
+    """Marginals p (n,) and q (m,) in which keypoints have ``share`` of both, each the same, and all others share the rest equally.
+
+    Uniform marginals of a block that is not square leave a keypoint's state and action with different masses, which no plan can have.
+
+    Raises:
+        TransportError: ``share`` is not in (0, 1), or nothing but keypoints is there to take a side's rest.
+    """
+    count = len(pairs)
+    if not (0.0 < share < 1.0 and 0 < count < min(n, m)):
+        raise TransportError(
+            f"{count} keypoints of {n} states and {m} actions cannot have a share of {share:g}; give others, and one in (0, 1)"
+        )
+    p, q = (torch.full((size,), (1.0 - share) / (size - count), dtype=torch.float64) for size in (n, m))
+    p[[row for row, _ in pairs]] = q[[column for _, column in pairs]] = share / count
+    return p, q
+
+
 def keypoint_pairs(mask: Tensor, n: int, m: int) -> list[tuple[int, int]]:
     """The pairs that :func:`keypoint_mask` made a mask of."""
     if mask.shape != (n, m):

@@ -30,11 +30,16 @@ from otpr_policy.errors import TransportError
 from otpr_trainer import quadratic_dual
 from otpr_trainer.keypoints import guiding_score as guiding_score
 from otpr_trainer.keypoints import keypoint_mask as keypoint_mask
+from otpr_trainer.keypoints import keypoint_masses as keypoint_masses
 from otpr_trainer.keypoints import keypoint_pairs, others
 from otpr_trainer.potentials import Potentials as Potentials
 
 TOLERANCE = 1e-6
 MAX_ITERATIONS = 1000  # a few are used; near the unregularised problem some tens
+ROUNDING = 1e-13  # row error of a semi-relaxed plan
+SUPPORT_STEPS = 60  # of the bisection; about 6 are used
+SUPPORT_TOLERANCE = 1e-4  # marginal error of its plans
+SMALLEST_EPSILON = 1e-6  # of a standardised cost, below which the search for a small support ends
 BALANCE = 1e-6  # relative difference of two masses that counts as rounding
 DEAD = 1e-3  # sum of a row of h below which its action is not drawn from h
 
@@ -115,19 +120,21 @@ def balanced(
     p, q = block.masses(p, -2), block.masses(q, -1)
     keypoints = block.keypoints(mask)
     _check_masses(p, q, keypoints)
-    h, u, v = (torch.zeros_like(a) for a in (block.cost, p, q))
+    u_start = None if start is None else block.own(start.u)
+    if not keypoints:
+        return block.plan(*_solve(block.cost, block.epsilon, p, q, u_start, tolerance, max_iterations), p, q)
+    h, u, v, steps = torch.zeros_like(block.cost), torch.zeros_like(p), torch.zeros_like(q), 0
     rows, columns = block.others(keypoints)
-    steps = 0
     if len(rows):
-        rest, u_start = block.cost[:, rows, columns], None if start is None else block.own(start.u)[:, rows[:, 0]]
-        h_rest, u[:, rows[:, 0]], v[:, columns], steps = _solve(
-            rest, block.epsilon, p[:, rows[:, 0]], q[:, columns], u_start, tolerance, max_iterations
+        rest, u_start = block.cost[:, rows[:, None], columns], None if u_start is None else u_start[:, rows]
+        h_rest, u[:, rows], v[:, columns], steps = _solve(
+            rest, block.epsilon, p[:, rows], q[:, columns], u_start, tolerance, max_iterations
         )
-        h[:, rows, columns] = h_rest
+        h[:, rows[:, None], columns] = h_rest
     for row, column in keypoints:
         h[:, row, column] = 1.0 / q[:, column]
         u[:, row] = v[:, column] = block.cost[:, row, column] / 2.0 + block.epsilon / q[:, column]
-    return block.plan(h, u, v, p, q, steps)
+    return block.plan(h, u, v, steps, p, q)
 
 
 def _solve(
@@ -146,7 +153,7 @@ def _solve(
         h, x, y = dual.h, dual.x, dual.y
     else:
         if x is not None:
-            x = quadratic_dual.best_columns(z, p[:, None, :], x, tolerance).mT
+            x = quadratic_dual.fit_columns(z + x, p[:, None, :], tolerance)[0].mT
         dual = quadratic_dual.solve(z.mT.contiguous(), q[:, None, :], p[:, :, None], x, tolerance, max_iterations)
         h, x, y = dual.h.mT, dual.y.mT, dual.x.mT
     if not bool((dual.error <= tolerance).all()):
@@ -178,8 +185,8 @@ def semi_relaxed(cost: Tensor, epsilon: float | Tensor, mask: Tensor | None = No
         if not bool(mask.any(-1).all()):
             raise TransportError("a semi-relaxed plan needs at least one action that the mask allows for each state")
         z = z.masked_fill(~mask, -torch.inf)
-    x, h = quadratic_dual.fit_free_rows(z, q[:, :, None], 1e-13)
-    return block.plan(h, (unit * x)[:, :, 0], torch.zeros_like(q), p, q, 0)
+    x, h = (a.mT for a in quadratic_dual.fit_columns(z.mT, q[:, None, :], ROUNDING))
+    return block.plan(h, (unit * x)[:, :, 0], torch.zeros_like(q), 0, p, q)
 
 
 def assignment(cost: Tensor) -> Plan:
@@ -197,7 +204,7 @@ def assignment(cost: Tensor) -> Plan:
         rows, columns = linear_sum_assignment(of_one)
         one[torch.from_numpy(rows).to(h.device), torch.from_numpy(columns).to(h.device)] = float(n)
     none = torch.full_like(h[:, 0], math.nan)
-    return block.plan(h, none, none, block.masses(None, -2), block.masses(None, -1), 0)
+    return block.plan(h, none, none, 0, block.masses(None, -2), block.masses(None, -1))
 
 
 def _check_masses(p: Tensor, q: Tensor, keypoints: list[tuple[int, int]]) -> None:
@@ -208,7 +215,7 @@ def _check_masses(p: Tensor, q: Tensor, keypoints: list[tuple[int, int]]) -> Non
         if not torch.allclose(p[:, row], q[:, column], rtol=BALANCE, atol=0.0):
             masses = f"{float(p[0, row]):g} and {float(q[0, column]):g}"
             raise TransportError(
-                f"keypoint {k}, state {row} with action {column}, needs the same mass on both sides, not {masses}; pass p and q that agree"
+                f"keypoint {k}, state {row} with action {column}, needs the same mass on both sides, not {masses}; see keypoint_masses"
             )
 
 
@@ -220,6 +227,8 @@ class _Block:
             raise TransportError(f"a cost has shape (states, actions) or (problems, states, actions), not {tuple(cost.shape)}")
         self.shape, self.dtype = cost.shape, cost.dtype
         self.cost = self.own(cost)
+        if not cost.is_floating_point():
+            raise TransportError(f"a cost is a tensor of floating-point numbers, not of {cost.dtype}")
         if not bool(self.cost.isfinite().all()):
             raise TransportError("a cost has entries that are not finite")
         self.epsilon = torch.as_tensor(epsilon, dtype=torch.float64, device=cost.device).detach().expand(len(self.cost))
@@ -240,10 +249,10 @@ class _Block:
         return [] if mask is None else keypoint_pairs(mask, *self.shape[-2:])
 
     def others(self, keypoints: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Rows (n', 1) and columns (m',) that are in no keypoint: as an index, the block of the rest."""
+        """Rows (n',) and columns (m',) that are in no keypoint."""
         n, m = self.shape[-2:]
         rows, columns = [row for row, _ in keypoints], [column for _, column in keypoints]
-        return others(n, rows, self.cost.device)[:, None], others(m, columns, self.cost.device)
+        return others(n, rows, self.cost.device), others(m, columns, self.cost.device)
 
     def masses(self, masses: Tensor | None, dim: int) -> Tensor:
         """One marginal, (B, n) or (B, m); None is uniform."""
@@ -254,10 +263,10 @@ class _Block:
             raise TransportError(f"a marginal of this block has {count} masses above 0")
         return masses.detach().to(self.cost).expand(len(self.cost), count)
 
-    def plan(self, h: Tensor, u: Tensor, v: Tensor, p: Tensor, q: Tensor, iterations: int) -> Plan:
+    def plan(self, h: Tensor, u: Tensor, v: Tensor, iterations: int, p: Tensor, q: Tensor) -> Plan:
         """The answer in the shape and type of the question."""
-        row_error = ((h @ q[:, :, None])[:, :, 0] - 1.0).abs().amax(1)
-        column_error = ((p[:, None, :] @ h)[:, 0] - 1.0).abs().amax(1)
+        row_error = (h.bmm(q[:, :, None]) - 1.0).abs().amax((1, 2))
+        column_error = (p[:, None, :].bmm(h) - 1.0).abs().amax((1, 2))
         return Plan(self.back(h), self.back(u), self.back(v), self.back(row_error), self.back(column_error), iterations)
 
 
@@ -276,13 +285,15 @@ def standardize(cost: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tenso
     """
     block = _Block(cost, 1.0)
     rows, columns = block.others(block.keypoints(mask))
-    part = block.cost[:, rows, columns]
+    part = block.cost[:, rows[:, None], columns]
+    if 0 in part.shape:
+        return torch.zeros_like(cost), block.back(torch.zeros_like(block.epsilon))
     centred = part - part.mean(2, keepdim=True) - part.mean(1, keepdim=True) + part.mean((1, 2), keepdim=True)
     scale = centred.square().mean((1, 2)).sqrt()
     rounding = 4.0 * torch.finfo(cost.dtype).eps * part.abs().amax((1, 2))
     scale = torch.where(scale > rounding, scale, 0.0)
     result = torch.zeros_like(block.cost)
-    result[:, rows, columns] = torch.where(scale[:, None, None] > 0.0, centred / scale[:, None, None], 0.0)
+    result[:, rows[:, None], columns] = torch.where(scale[:, None, None] > 0.0, centred / scale[:, None, None], 0.0)
     return block.back(result), block.back(scale)
 
 
@@ -293,9 +304,9 @@ def epsilon_for_support(cost: Tensor, support: float, kind: Kind) -> Tensor:
     every epsilon gives the same plan, as for a constant cost, the answer is 1.
 
     Args:
-        cost: (n, m) or (B, n, m), finite; :func:`standardize` first, for a constant offset costs precision.
+        cost: (n, m) or (B, n, m), finite.
         support: target in (0, 1].
-        kind: of the plan. Semi-relaxed is exact, from one sort; balanced is a bisection that starts there.
+        kind: of the plan. Semi-relaxed is exact, from one sort; balanced is a bisection that starts there, of about six plans.
 
     Raises:
         TransportError: the target is out of range, or so small that no balanced plan has it.
@@ -303,10 +314,11 @@ def epsilon_for_support(cost: Tensor, support: float, kind: Kind) -> Tensor:
     if not 0.0 < support <= 1.0:
         raise TransportError(f"the support is a share in (0, 1], not {support:g}")
     block = _Block(cost, 1.0)
-    epsilon = _semi_relaxed_epsilon(block.cost, support)
-    if kind is Kind.BALANCED:
-        epsilon = _balanced_epsilon(block.cost, support, epsilon)
-    return block.back(epsilon)
+    if kind is Kind.SEMI_RELAXED:
+        return block.back(_semi_relaxed_epsilon(block.cost, support))
+    standard, scale = standardize(cost)
+    epsilon = _balanced_epsilon(block.own(standard), support)
+    return torch.where(scale > 0.0, block.back(epsilon) * scale, 1.0)
 
 
 def _semi_relaxed_epsilon(cost: Tensor, support: float) -> Tensor:
@@ -322,26 +334,27 @@ def _semi_relaxed_epsilon(cost: Tensor, support: float) -> Tensor:
     return torch.where(middle > 0.0, middle, 1.0)
 
 
-SUPPORT_STEPS = 60
-
-
-def _balanced_epsilon(cost: Tensor, support: float, epsilon: Tensor) -> Tensor:
-    """Bisection of log epsilon, each plan from the potentials of the last."""
+def _balanced_epsilon(cost: Tensor, support: float) -> Tensor:
+    """Bisection of log epsilon for standardised costs (B, n, m), each plan from the potentials of the last."""
     target = max(1, round(support * cost.shape[2])) / cost.shape[2]
+    epsilon = _semi_relaxed_epsilon(cost, support)
     low, high = torch.zeros_like(epsilon), torch.full_like(epsilon, torch.inf)
+    same = cost.abs().amax((1, 2)) == 0.0  # every epsilon gives the same plan
     start: Plan | None = None
     for _ in range(SUPPORT_STEPS):
-        start = balanced(cost, epsilon, start=start, tolerance=1e-4)
+        start = balanced(cost, epsilon, start=start, tolerance=SUPPORT_TOLERANCE)
         reached = start.support.median(1).values
-        done = ((reached - target).abs() < 0.5 / cost.shape[2]) | (high < 1.001 * low)
+        done = same | ((reached - target).abs() < 0.5 / cost.shape[2]) | (high < 1.001 * low)
         if bool(done.all()):
             return epsilon
+        if float(epsilon[~done].min()) < SMALLEST_EPSILON:
+            break
         high = torch.where(~done & (reached > target), epsilon, high)
         low = torch.where(~done & (reached < target), epsilon, low)
         between = torch.where(low == 0.0, high / 4.0, torch.where(high.isinf(), low * 4.0, (low * high).sqrt()))
         epsilon = torch.where(done, epsilon, between)
     raise TransportError(
-        f"no balanced plan of this block has a median row support of {support:g}; the smallest seen is {float(reached.min()):g}"
+        f"no balanced plan of this block has a median row support of {support:g}: the smallest found is {float(reached.min()):g}"
     )
 
 
