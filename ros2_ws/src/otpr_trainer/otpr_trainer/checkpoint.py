@@ -18,7 +18,7 @@ from otpr_policy.files import write_bytes
 
 KEPT = 2  # the newest, and the one before for a person who doubts the newest
 _METADATA_KEY = "otpr.checkpoint"
-_NAME = re.compile(r"(\d{8})\.safetensors")
+_NAME = re.compile(r"\d{8,}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Checkpoint:
     """Everything that training continues from.
 
     Args:
-        step: finished iterations.
+        step: units done, gradient steps or environment steps as the algorithm counts.
         tensors: named tensors; those under ``policy.`` are the weights to evaluate and export.
         values: plain JSON data.
     """
@@ -47,14 +47,19 @@ def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Writes a checkpoint atomically, then removes all but the newest ``KEPT``. Raises OutputError; the others then stay."""
-    values = json.dumps({"step": checkpoint.step, "values": checkpoint.values})
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     path = folder / f"{checkpoint.step:08d}.safetensors"
-    write_bytes(path, safetensors.torch.save(tensors, {_METADATA_KEY: values}))
+    write(path, checkpoint)
     for old in _all(folder)[:-KEPT]:
         with suppress(FileNotFoundError):
             old.unlink()
     return path
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes one file that :func:`load` reads, atomically. Raises OutputError."""
+    values = json.dumps({"step": checkpoint.step, "values": checkpoint.values})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    write_bytes(path, safetensors.torch.save(tensors, {_METADATA_KEY: values}))
 
 
 def exists(folder: Path) -> bool:
@@ -97,4 +102,4 @@ def restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], prefix: 
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.safetensors") if _NAME.fullmatch(path.name))
+    return sorted((path for path in folder.glob("*.safetensors") if _NAME.fullmatch(path.name)), key=lambda path: int(path.stem))

@@ -69,11 +69,12 @@ def run_episodes(episodes: Episodes, count: int, workers: int) -> Iterator[Episo
 def check_fit(policy: PolicySpec, task: TaskSpec) -> None:
     """Raises TaskError when the policy does not read and write what the task has, or at another rate."""
     for side, ours, theirs in (("observation", policy.observation, task.observation), ("action", policy.action, task.action)):
-        if _signature(ours) != _signature(theirs):
-            raise TaskError(f"the policy's {side} is {_signature(ours)}, task {task.name!r} has {_signature(theirs)}")
+        if signature(ours) != signature(theirs):
+            raise TaskError(f"the policy's {side} is {signature(ours)}, task {task.name!r} has {signature(theirs)}")
     if policy.control_rate_hz != task.control_rate_hz:
         raise TaskError(f"the policy runs at {policy.control_rate_hz} Hz, task {task.name!r} at {task.control_rate_hz} Hz")
 
 
-def _signature(vector: VectorSpec) -> str:
+def signature(vector: VectorSpec) -> str:
+    """What two vectors must share for one to be used as the other: names, sizes, units and semantics in order."""
     return ", ".join(f"{field.name} ({field.size} x {field.unit}, {field.semantics.value})" for field in vector.fields)

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A training run's directory: ``config.json`` (all that defines the run), ``metrics.csv``, ``tensorboard/``, ``checkpoints/``."""
+"""A training run's directory.
+
+``config.json`` has all that defines the run, ``start.safetensors`` the policy that it started from, if any; ``metrics.csv``,
+``evaluations.csv`` and ``tensorboard/`` what was measured; ``checkpoints/`` what training goes on from.
+"""
 
 import json
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,10 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class RunConfig:
-    """``config.json``: everything that the run follows from, written before the first iteration and never changed."""
+    """``config.json``: everything that the run follows from, written before the first iteration and never changed.
+
+    Keys with a default came later than version 1 of the schema; a run without them is one that does not need them.
+    """
 
     algorithm: str
     task: str
@@ -33,6 +40,9 @@ class RunConfig:
     git_commit: str
     otpr_version: str
     created: str  # ISO 8601, UTC
+    critic: dict[str, Any] | None = None  # what a critic in the checkpoints is built from; None without one
+    init: str | None = None  # directory of the run whose policy this one started from, as given; None when from nothing
+    init_sha256: str | None = None  # of that policy's weights, otpr_trainer.start.weights_sha256
 
 
 @dataclass(frozen=True)
@@ -111,10 +121,12 @@ def load(directory: Path) -> Run:
     if version != SCHEMA_VERSION:
         raise RunError(f"{path} has schema version {version!r}; this program reads version {SCHEMA_VERSION}")
     kinds = {field.name: field.type for field in fields(RunConfig)}
-    if set(data) != set(kinds):
+    needed = {field.name for field in fields(RunConfig) if field.default is MISSING}
+    if not needed <= set(data) <= set(kinds):
         raise RunError(f"{path} needs the keys {', '.join(sorted(kinds))}; got {', '.join(sorted(data))}")
     for name, value in data.items():
-        if not isinstance(value, dict if "dict" in str(kinds[name]) else kinds[name]):  # type: ignore[arg-type]
+        absent = value is None and name not in needed
+        if not absent and not isinstance(value, dict if "dict" in str(kinds[name]) else kinds[name]):  # type: ignore[arg-type]
             raise RunError(f"{path}: {name} {value!r} is not of the expected type")
     return Run(Path(directory), RunConfig(**data))
 

@@ -16,14 +16,17 @@ from torch import Tensor
 
 from otpr_policy.errors import RunError
 from otpr_policy.spec import Array, PolicySpec
+from otpr_trainer import learner
 from otpr_trainer.checkpoint import Checkpoint, optimizer_state, restore_optimizer, select
 from otpr_trainer.config import positive, setting
 from otpr_trainer.data.demonstrations import Demonstrations
 from otpr_trainer.data.windows import cut
+from otpr_trainer.learner import Setup, retry_seed
 from otpr_trainer.normalization import AffineMap
 from otpr_trainer.policy import DiffusionPolicy, PolicyConfig, TorchPolicy
 
 NAME = "bc"
+NEEDS_INIT = False
 
 
 @dataclass(frozen=True)
@@ -53,21 +56,26 @@ class Config:
             raise RunError("learning_rate must be above 0, weight_decay and warmup at least 0, ema_decay in [0, 1)")
 
 
-class Learner:
+class Learner(learner.Learner):
     """Learns from demonstrations by gradient steps on :meth:`loss`. All its randomness comes from one generator."""
 
-    def __init__(self, config: Config, demos: Demonstrations, seed: int) -> None:
+    unit = "it"
+    log_every = 50
+    checkpoint_every = 1000
+
+    def __init__(self, config: Config, setup: Setup) -> None:
         """Raises DemonstrationError when the episodes are shorter than a chunk, SpecError when the lengths do not fit together."""
         self.config = config
-        self.iterations = config.iterations
-        self.policy_config = _policy_config(config, demos)
-        observation, action = _affine_maps(demos)
-        windows = cut(demos, config.observation_horizon, config.chunk_length)
+        self.total = config.iterations
+        self.policy_config = _policy_config(config, setup.demos)
+        observation, action = _affine_maps(setup.demos)
+        windows = cut(setup.demos, config.observation_horizon, config.chunk_length)
+        self._seed = setup.seed
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(setup.seed)
             self.policy = DiffusionPolicy(self.policy_config, observation, action)
         self.ema = copy.deepcopy(self.policy).requires_grad_(False)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(setup.seed)
         self._observation = torch.as_tensor(windows.observation, dtype=torch.float32)
         self._chunk = self.policy.action.normalize(torch.as_tensor(windows.action, dtype=torch.float32))
         self._optimizer = torch.optim.AdamW(self.policy.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
@@ -119,6 +127,10 @@ class Learner:
             raise RunError(f"the checkpoint is of another network: {error}") from error
         restore_optimizer(self._optimizer, checkpoint.tensors, "optimizer.")
         self.step = checkpoint.step
+
+    def diverted(self, attempt: int) -> None:
+        """Draws other batches and noise from here on."""
+        self._generator.manual_seed(retry_seed(self._seed, self.step, attempt))
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then half a cosine down to a tenth."""

@@ -1,109 +1,180 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``otpr train ALGORITHM``: starts or resumes a training run."""
+"""``otpr train ALGORITHM``: starts or resumes a training run. One command serves every algorithm."""
 
+import importlib
 import json
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
-from dataclasses import asdict
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from otpr_policy import __version__
 from otpr_policy.cli import Command
 from otpr_policy.errors import DemonstrationError, RunError
+from otpr_trainer.workers import default_workers
 
 if TYPE_CHECKING:
-    from otpr_trainer.algorithms.bc import Learner
-    from otpr_trainer.run import Run
+    from otpr_trainer.learner import Algorithm, Learner, Setup
+    from otpr_trainer.run import Run, RunConfig
+
+_UNITS = {"it": "iterations", "step": "environment steps"}
 
 
-def _add_arguments(parser: ArgumentParser) -> None:
-    from otpr_trainer.algorithms import bc
+def command(module: str, description: str) -> Command:
+    """The command of an algorithm, for an entry point ``train.NAME``; see docs/adding-a-method.md.
+
+    Args:
+        module: name of the algorithm's module. It is imported when the command is used, so that ``otpr --help`` stays fast.
+        description: one line for people.
+    """
+    return Command(description, lambda parser: _add_arguments(parser, _algorithm(module)), lambda words: _run(words, _algorithm(module)))
+
+
+def _algorithm(module: str) -> "Algorithm":
+    return cast("Algorithm", importlib.import_module(module))
+
+
+def _add_arguments(parser: ArgumentParser, algorithm: "Algorithm") -> None:
     from otpr_trainer.config import add_flags
 
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="directory of the run")
     parser.add_argument("--task", default=SUPPRESS, help="task name, such as lift or gym:<id> (with --resume: as the run says)")
     parser.add_argument("--demos", type=Path, default=SUPPRESS, metavar="DIR", help="demonstrations (with --resume: as the run says)")
-    parser.add_argument("--seed", type=int, default=SUPPRESS, help="seed of initial weights and batches (default: 0)")
+    start = "run whose policy to start from (with --resume: the copy that the run keeps)" if algorithm.NEEDS_INIT else SUPPRESS
+    parser.add_argument("--init", type=Path, default=SUPPRESS, metavar="RUN", help=start)
+    parser.add_argument("--seed", type=int, default=SUPPRESS, help="seed of all that training draws (default: 0)")
+    parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes, if the algorithm plays episodes")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     existing.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_flags(parser, bc.Config)
+    add_flags(parser, algorithm.Config)
 
 
-def _run(arguments: Namespace) -> int:
+def _run(arguments: Namespace, algorithm: "Algorithm") -> int:
     import torch
 
-    from otpr_trainer.train import train
+    from otpr_trainer.train import refuse_no_budget, train
 
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and a core left for others
-    run, learner = _resumed(arguments) if arguments.resume else _started(arguments)
-    outcome = train(run, learner)
+    _check_flags(arguments, algorithm)
+    plan = _resumed(arguments, algorithm) if arguments.resume else _new(arguments, algorithm)
+    with closing(algorithm.Learner(plan.config, plan.setup)) as learner:
+        refuse_no_budget(learner)
+        run = plan.run or _create(arguments, algorithm, plan, learner)
+        outcome = train(run, learner)
+    resume = f"otpr train {algorithm.NAME} --resume --out {run.directory}"
     if not outcome.finished:
-        resume = f"otpr train {run.config.algorithm} --resume --out {run.directory}"
-        print(f"otpr: interrupted; step {outcome.step} of {learner.iterations} is saved, go on with: {resume}", file=sys.stderr)
+        print(f"otpr: interrupted; step {outcome.step} of {learner.total} is saved, go on with: {resume}", file=sys.stderr)
         return 130
     summary = {"run": str(run.directory), "task": run.config.task, "step": outcome.step, "seconds": round(outcome.seconds, 1)}
     if arguments.json:
-        print(json.dumps(summary))
+        print(json.dumps({**summary, "unit": learner.unit, "rollbacks": outcome.rollbacks}))
     else:
-        print(f"{run.directory}: {outcome.step} iterations in {outcome.seconds:.0f} s; next: otpr export {run.directory} --out policy.onnx")
+        done = f"{outcome.step} {_UNITS.get(learner.unit, learner.unit)} in {outcome.seconds:.0f} s"
+        print(f"{run.directory}: {done}; next: otpr export {run.directory} --out policy.onnx")
     return 0
 
 
-def _started(arguments: Namespace) -> tuple["Run", "Learner"]:
+def _check_flags(arguments: Namespace, algorithm: "Algorithm") -> None:
+    """Raises RunError for flags that do not go together."""
+    if arguments.workers < 1:
+        raise RunError(f"--workers must be at least 1, got {arguments.workers}")
+    if "init" in arguments and not algorithm.NEEDS_INIT:
+        raise RunError(f"{algorithm.NAME} starts from nothing; --init is for algorithms that fine-tune a policy")
+    needed = ("task", "demos", "init") if algorithm.NEEDS_INIT else ("task", "demos")
+    missing = [f"--{name}" for name in needed if name not in arguments]
+    if missing and not arguments.resume:
+        raise RunError(f"a new run needs {' and '.join(missing)}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """All that a learner is made from, and the run if there is one already."""
+
+    config: Any
+    setup: "Setup"
+    run: "Run | None"
+
+
+def _new(arguments: Namespace, algorithm: "Algorithm") -> _Plan:
     from otpr_sim import registry
-    from otpr_trainer import run as runs
-    from otpr_trainer.algorithms import bc
+    from otpr_trainer import start
     from otpr_trainer.config import given
     from otpr_trainer.data import demonstrations
+    from otpr_trainer.learner import Setup
 
-    missing = [f"--{name}" for name in ("task", "demos") if name not in arguments]
-    if missing:
-        raise RunError(f"a new run needs {' and '.join(missing)}")
     registry.spec(arguments.task)  # refuses an unknown task before the demonstrations can be of another
-    config = bc.Config(**given(arguments, bc.Config))
+    config = algorithm.Config(**given(arguments, algorithm.Config))
     demos = demonstrations.load(arguments.demos, arguments.task)
-    seed = getattr(arguments, "seed", 0)
-    learner = bc.Learner(config, demos, seed)
-    run_config = runs.RunConfig(
-        algorithm=bc.NAME,
-        task=arguments.task,
-        seed=seed,
-        settings=asdict(config),
+    policy = None
+    if algorithm.NEEDS_INIT:
+        start.refuse_overwriting(arguments.init, arguments.out)
+        policy = start.open_start(arguments.init, arguments.task, demos.header, config)
+    return _Plan(config, Setup(arguments.task, demos, getattr(arguments, "seed", 0), arguments.workers, policy), None)
+
+
+def _create(arguments: Namespace, algorithm: "Algorithm", plan: _Plan, learner: "Learner") -> "Run":
+    """The new run's directory; last, so that a mistake leaves none behind and replaces none."""
+    from otpr_trainer import run as runs
+    from otpr_trainer import start
+
+    policy = plan.setup.start
+    config = runs.RunConfig(
+        algorithm=algorithm.NAME,
+        task=plan.setup.task,
+        seed=plan.setup.seed,
+        settings=asdict(plan.config),
         demos=str(arguments.demos),
-        demos_sha256=demos.sha256,
+        demos_sha256=plan.setup.demos.sha256,
         policy=learner.policy_config.to_json(),
         git_commit=runs.git_commit(),
         otpr_version=__version__,
         created=runs.utc_now(),
+        critic=learner.critic_config,
+        init=None if policy is None else str(arguments.init),
+        init_sha256=None if policy is None else start.weights_sha256(policy),
     )
-    return runs.create(arguments.out, run_config, arguments.overwrite), learner
+    run = runs.create(arguments.out, config, arguments.overwrite)
+    if policy is not None:
+        start.keep(run, policy)
+    return run
 
 
-def _resumed(arguments: Namespace) -> tuple["Run", "Learner"]:
+def _resumed(arguments: Namespace, algorithm: "Algorithm") -> _Plan:
     """The run as its config.json defines it; flags may repeat that but not change it."""
     from otpr_trainer import run as runs
-    from otpr_trainer.algorithms import bc
-    from otpr_trainer.config import from_json, given
+    from otpr_trainer import start
+    from otpr_trainer.config import from_json
     from otpr_trainer.data import demonstrations
+    from otpr_trainer.learner import Setup
 
     run = runs.load(arguments.out)
-    if run.config.algorithm != bc.NAME:
-        raise RunError(f"{run.directory} is a run of {run.config.algorithm!r}, not {bc.NAME!r}")
-    settled: dict[str, Any] = {**run.config.settings, "task": run.config.task, "seed": run.config.seed}
-    asked = {**given(arguments, bc.Config), **{name: getattr(arguments, name) for name in ("task", "seed") if name in arguments}}
-    changed = [f"{name} {settled.get(name)} -> {value}" for name, value in asked.items() if settled.get(name) != value]
-    if changed:
-        raise RunError(f"a resumed run keeps its settings; not changed: {', '.join(changed)}. Start another run for these")
+    if run.config.algorithm != algorithm.NAME:
+        raise RunError(f"{run.directory} is a run of {run.config.algorithm!r}, not {algorithm.NAME!r}")
+    _refuse_changes(arguments, algorithm, run.config)
+    config = from_json(algorithm.Config, run.config.settings)
     demos = demonstrations.load(getattr(arguments, "demos", Path(run.config.demos)), run.config.task)
     if demos.sha256 != run.config.demos_sha256:
         raise DemonstrationError(f"the demonstrations are not those that {run.directory} was started with (sha256 differs)")
-    learner = bc.Learner(from_json(bc.Config, run.config.settings), demos, run.config.seed)
-    if run.has_checkpoint:
-        learner.restore(run.newest_checkpoint())
-    return run, learner
+    if "init" in arguments:
+        other = start.open_start(arguments.init, run.config.task, demos.header, config)
+        if start.weights_sha256(other) != run.config.init_sha256:
+            raise RunError(f"--init {arguments.init} is not the policy that {run.directory} started from; leave --init out to go on")
+    return _Plan(config, Setup(run.config.task, demos, run.config.seed, arguments.workers, start.kept(run)), run)
 
 
-BC = Command("Behaviour-clone a diffusion policy from demonstrations.", _add_arguments, _run)
+def _refuse_changes(arguments: Namespace, algorithm: "Algorithm", config: "RunConfig") -> None:
+    """Raises RunError when a flag asks for another value than the run's."""
+    from otpr_trainer.config import given
+
+    settled: dict[str, Any] = {**config.settings, "task": config.task, "seed": config.seed}
+    asked = {**given(arguments, algorithm.Config), **{name: getattr(arguments, name) for name in ("task", "seed") if name in arguments}}
+    changed = [f"{name} {settled.get(name)} -> {value}" for name, value in asked.items() if settled.get(name) != value]
+    if changed:
+        raise RunError(f"a resumed run keeps its settings; not changed: {', '.join(changed)}. Start another run for these")
+
+
+BC = command("otpr_trainer.algorithms.bc", "Behaviour-clone a diffusion policy from demonstrations.")
