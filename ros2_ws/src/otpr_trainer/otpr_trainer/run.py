@@ -4,7 +4,7 @@
 import json
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from otpr_policy.errors import OutputError, RunError
 from otpr_policy.files import write_text
 from otpr_trainer import checkpoint
 from otpr_trainer.checkpoint import Checkpoint
+from otpr_trainer.networks.critic import EnsembleCritic
 from otpr_trainer.policy import DiffusionPolicy, PolicyConfig
+from otpr_trainer.selection import CriticConfig
 
 KIND = "otpr training run"
 SCHEMA_VERSION = 1
@@ -33,6 +35,7 @@ class RunConfig:
     git_commit: str
     otpr_version: str
     created: str  # ISO 8601, UTC
+    critic: dict[str, Any] | None = None  # CriticConfig.to_json() of a run whose checkpoints hold a critic to act with
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,17 @@ class Run:
         """The policy to evaluate and export, of the newest checkpoint. Raises RunError."""
         return build_policy(PolicyConfig.from_json(self.config.policy), self.newest_checkpoint().policy_tensors())
 
+    def critic_config(self) -> CriticConfig:
+        """Sizes of the critic to act with. Raises RunError when the run has none."""
+        if self.config.critic is None:
+            raise RunError(f"{self.directory} has no critic: {self.config.algorithm} trains none, so it acts with 1 candidate only")
+        return CriticConfig.from_json(self.config.critic)
+
+    def critic(self) -> EnsembleCritic:
+        """The critic to act with, of the newest checkpoint. Raises RunError."""
+        policy = PolicyConfig.from_json(self.config.policy)
+        return build_critic(self.critic_config(), policy, self.newest_checkpoint().critic_tensors())
+
 
 def build_policy(config: PolicyConfig, tensors: dict[str, Any]) -> DiffusionPolicy:
     """A policy with its weights. Raises RunError when they are of another network."""
@@ -74,6 +88,16 @@ def build_policy(config: PolicyConfig, tensors: dict[str, Any]) -> DiffusionPoli
     except RuntimeError as error:
         raise RunError(f"the weights do not fit the policy that config.json describes: {error}") from error
     return policy.eval()
+
+
+def build_critic(config: CriticConfig, policy: PolicyConfig, tensors: dict[str, Any]) -> EnsembleCritic:
+    """The critic of a policy's chunks, with its weights. Raises RunError when they are of another network."""
+    critic = config.network(policy.spec)
+    try:
+        critic.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RunError(f"the weights do not fit the critic that config.json describes: {error}") from error
+    return critic.eval()
 
 
 def create(directory: Path, config: RunConfig, overwrite: bool) -> Run:
@@ -111,10 +135,12 @@ def load(directory: Path) -> Run:
     if version != SCHEMA_VERSION:
         raise RunError(f"{path} has schema version {version!r}; this program reads version {SCHEMA_VERSION}")
     kinds = {field.name: field.type for field in fields(RunConfig)}
-    if set(data) != set(kinds):
+    needed = {field.name for field in fields(RunConfig) if field.default is MISSING}  # runs from before a key came do without it
+    if not needed <= set(data) <= set(kinds):
         raise RunError(f"{path} needs the keys {', '.join(sorted(kinds))}; got {', '.join(sorted(data))}")
     for name, value in data.items():
-        if not isinstance(value, dict if "dict" in str(kinds[name]) else kinds[name]):  # type: ignore[arg-type]
+        absent = value is None and "None" in str(kinds[name])
+        if not absent and not isinstance(value, dict if "dict" in str(kinds[name]) else kinds[name]):  # type: ignore[arg-type]
             raise RunError(f"{path}: {name} {value!r} is not of the expected type")
     return Run(Path(directory), RunConfig(**data))
 
