@@ -42,7 +42,7 @@ class CriticConfig:
     def network(self, spec: PolicySpec) -> EnsembleCritic:
         """The critic of a policy's conditions and chunks, with random weights."""
         condition_size = spec.observation_horizon * spec.observation.size
-        return EnsembleCritic(condition_size, spec.chunk_length * spec.action.size, self.width, self.depth, self.heads)
+        return EnsembleCritic(condition_size, spec.executed_length * spec.action.size, self.width, self.depth, self.heads)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a run's config.json."""
