@@ -68,6 +68,9 @@ class WeightsSource:
     candidates: int = 1
     critic: CriticWeights | None = None
 
+    def __post_init__(self) -> None:
+        assert self.candidates == 1 or self.critic is not None
+
     @property
     def spec(self) -> PolicySpec:
         """What the policy reads and writes."""
