@@ -3,13 +3,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_policy
 
 from otpr_policy import artifact, cli
-from otpr_policy.artifact import Manifest
+from otpr_policy.artifact import Manifest, PolicyArtifact, Selection
 from otpr_policy.commands.inspect import COMMAND, describe
 from otpr_policy.table import format_table
 
@@ -43,6 +44,7 @@ def test_a_person_sees_identity_fields_with_units_and_success_with_its_interval(
         "20 Hz (50 ms)",
         "4 actions, 4 carried out (200 ms)",
         "ddim, 1 of 1 steps, eta 0",
+        "none: one chain",
         "1 x 4 x 7",
         "bc, seed 3",
         "9/10 = 0.90 [0.60, 0.98]",
@@ -56,6 +58,19 @@ def test_a_person_sees_identity_fields_with_units_and_success_with_its_interval(
         assert row.split()[1:4] == [str(field.size), field.unit, field.semantics.value]
         assert f"{field.low[-1]:.3g}]" in row
         assert f"{field.high[-1]:.3g}]" in row
+
+
+def test_of_several_candidates_a_person_sees_how_one_is_chosen_and_how_far_that_is_proved() -> None:
+    parity = replace(tiny_policy.manifest().parity, value_error=3e-7, near_ties=2)
+    manifest = replace(tiny_policy.manifest(), noise_shape=(6, 4, 7), selection=Selection(3, 4, 0.5), parity=parity)
+    page = describe(PolicyArtifact(CONTENT, "ab" * 32, manifest))
+    for fact in (
+        "1 of 3 chains, by a critic with 4 head(s), pessimism 0.5",
+        "6 x 4 x 7",
+        "3.0e-07; 2 of 10 inputs with a tie within rounding",
+    ):
+        assert fact in page
+    assert "values of candidates" not in describe(artifact.parse(CONTENT))
 
 
 def test_the_page_has_no_trailing_blanks_and_no_line_beyond_a_wide_terminal() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import tiny_policy
 from tiny_policy import stamped
 
 from otpr_policy import artifact
-from otpr_policy.artifact import Denoising, Evaluation, Manifest, Parity, Provenance
+from otpr_policy.artifact import Denoising, Evaluation, Manifest, Parity, Provenance, Selection
 from otpr_policy.errors import ArtifactError
 
 HUGE = 10**400  # a whole number that JSON can write and no float can hold
@@ -29,14 +30,18 @@ def _with_manifest(path: list[Any], value: Any) -> bytes:
     return stamped(tiny_policy.graph(), json.dumps(data))
 
 
-def test_a_manifest_survives_json() -> None:
+@pytest.mark.parametrize(
+    ("selection", "proof"), [(Selection(), (0.0, 0)), (Selection(3, 1, 0.0), (1e-7, 10)), (Selection(3, 4, 0.5), (1 / 7, 0))], ids=str
+)
+def test_a_manifest_survives_json(selection: Selection, proof: tuple[float, int]) -> None:
     manifest = Manifest(
         policy=tiny_policy.SPEC,
         noise_shape=(3, 4, 7),
         denoising=Denoising("ddpm", 3, 20, 1.0),
         provenance=Provenance("bc", "lift", 3, "ab" * 32, "cd" * 20, "2026-01-02T03:04:05Z", "0.1.0"),
-        parity=Parity(10, 0.5, (1e-6, 1 / 3, 2e-7), 2e-6),
+        parity=Parity(10, 0.5, (1e-6, 1 / 3, 2e-7), 2e-6, *proof),
         evaluation=Evaluation(10, 20_000, 80, 'the cube is "lifted" Ü', 9, 8, 1),
+        selection=selection,
     )
     assert Manifest.from_json(json.loads(json.dumps(manifest.to_json()))) == manifest
 
@@ -59,13 +64,41 @@ def test_a_manifest_that_is_no_json_object_is_refused(text: str) -> None:
         artifact.parse(stamped(tiny_policy.graph(), text))
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, 1.0, True, [1]])
+@pytest.mark.parametrize("version", [0, 3, "1", None, 1.0, 2.0, True, [1]])
 def test_another_schema_version_is_refused_and_named(version: Any) -> None:
-    with pytest.raises(ArtifactError, match=re.escape(f"schema version {version!r}; this runtime reads version 1")):
+    with pytest.raises(ArtifactError, match=re.escape(f"schema version {version!r}; this runtime reads versions 1 and 2")):
         artifact.parse(_with_manifest(["schema_version"], version))
 
 
-@pytest.mark.parametrize("section", ["", "policy", "denoising", "provenance", "parity", "evaluation"])
+def _version_1() -> Any:
+    """The tiny policy's manifest as the first version of the schema had it."""
+    data = json.loads(json.dumps(tiny_policy.manifest().to_json()))
+    del data["selection"], data["parity"]["value_error"], data["parity"]["near_ties"]
+    return {**data, "schema_version": 1}
+
+
+def test_a_file_of_version_1_is_one_chain() -> None:
+    manifest = artifact.parse(stamped(tiny_policy.graph(), json.dumps(_version_1()))).manifest
+    assert manifest == tiny_policy.manifest() and manifest.selection == Selection(1, 0, 0.0)
+    assert manifest.to_json()["schema_version"] == 2
+
+
+def test_the_shipped_file_of_version_1_still_loads() -> None:
+    path = Path(__file__).parents[2] / "policies" / "lift.onnx"
+    assert artifact.load(path).manifest.selection.candidates == 1
+
+
+@pytest.mark.parametrize(("section", "key", "value"), [("", "selection", {}), ("parity", "near_ties", 0), ("parity", "value_error", 0.0)])
+def test_the_keys_of_a_version_are_of_that_version_alone(section: str, key: str, value: Any) -> None:
+    old, new = _version_1(), tiny_policy.manifest().to_json()
+    (old[section] if section else old)[key] = value
+    del (new[section] if section else new)[key]
+    for data in (old, new):
+        with pytest.raises(ArtifactError, match=key):
+            artifact.parse(stamped(tiny_policy.graph(), json.dumps(data)))
+
+
+@pytest.mark.parametrize("section", ["", "policy", "denoising", "provenance", "parity", "evaluation", "selection"])
 def test_every_section_refuses_an_unknown_and_a_missing_key(section: str) -> None:
     whole = tiny_policy.manifest().to_json()
     keys = list(whole[section] if section else whole)
@@ -88,7 +121,8 @@ def test_every_section_refuses_an_unknown_and_a_missing_key(section: str) -> Non
 WHOLE_NUMBERS = [
     *(["denoising", key] for key in ("steps", "train_steps")),
     ["provenance", "seed"],
-    ["parity", "inputs"],
+    *(["parity", key] for key in ("inputs", "near_ties")),
+    *(["selection", key] for key in ("candidates", "heads")),
     *(["evaluation", key] for key in ("episodes", "seed", "horizon", "torch_successes", "artifact_successes", "disagreements")),
     *(["policy", key] for key in ("observation_horizon", "chunk_length", "executed_length")),
 ]
@@ -97,6 +131,8 @@ NUMBERS = [
     ["parity", "tolerance"],
     ["parity", "end_to_end_error"],
     ["parity", "step_errors", 0],
+    ["parity", "value_error"],
+    ["selection", "pessimism"],
     ["policy", "control_rate_hz"],
 ]
 TEXTS = [
@@ -172,19 +208,54 @@ def test_parity_names_one_error_for_each_denoising_step(errors: list[float], ste
         artifact.parse(stamped(tiny_policy.graph(), json.dumps(data)))
 
 
+@pytest.mark.parametrize(
+    ("candidates", "heads", "pessimism", "message"),
+    [
+        (0, 0, 0.0, "0 candidates, 0 heads and pessimism 0 cannot be"),
+        (-2, 4, 0.0, "-2 candidates, 4 heads"),
+        (2, -1, 0.0, "-1 heads"),
+        (2, 4, -0.5, "pessimism -0.5 cannot be"),
+        (2, 0, 0.0, "2 candidates do not go with a critic of 0 heads"),
+        (1, 4, 0.0, "1 candidates do not go with a critic of 4 heads"),
+        (1, 0, 0.5, "pessimism 0.5"),
+        (4, 4, 0.5, re.escape("noise of shape (6, 4, 7) cannot be divided among 4 candidates")),
+    ],
+)
+def test_candidates_go_with_a_critic_and_share_the_noise_evenly(candidates: int, heads: int, pessimism: float, message: str) -> None:
+    data = tiny_policy.manifest().to_json()
+    data |= {"noise_shape": [6, 4, 7], "selection": {"candidates": 3, "heads": 1, "pessimism": 0.0}}
+    assert Manifest.from_json(json.loads(json.dumps(data))).selection == Selection(3, 1, 0.0)
+    data["selection"] = {"candidates": candidates, "heads": heads, "pessimism": pessimism}
+    with pytest.raises(ArtifactError, match=message):
+        artifact.parse(stamped(tiny_policy.graph(), json.dumps(data)))
+
+
+@pytest.mark.parametrize("proof", [{"value_error": 1e-9}, {"near_ties": 1}])
+def test_one_chain_has_no_values_that_could_differ(proof: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError, match="one chain has no values"):
+        replace(tiny_policy.manifest(), parity=replace(tiny_policy.manifest().parity, **proof))
+
+
+@pytest.mark.parametrize("near_ties", [-1, 11])
+def test_no_more_inputs_can_tie_than_there_are(near_ties: int) -> None:
+    with pytest.raises(ArtifactError, match=f"{near_ties} near ties among 10 random inputs cannot be"):
+        artifact.parse(_with_manifest(["parity", "near_ties"], near_ties))
+
+
 STEP_ERRORS = (3e-5, 1e-4, 2e-5)
 
 
-@pytest.mark.parametrize("place", [0, 1, 2, "end to end"])
+@pytest.mark.parametrize("place", [0, 1, 2, "end to end", "values"])
 @pytest.mark.parametrize("error", [1.0000001e-4, 0.5, math.nan, math.inf])
 def test_a_policy_whose_graph_differs_more_than_is_accepted_is_refused_wherever_it_does(place: Any, error: float) -> None:
     def manifest(*errors: float) -> Manifest:
         whole = replace(tiny_policy.manifest().denoising, steps=3, train_steps=20)
-        return replace(tiny_policy.manifest(), denoising=whole, parity=Parity(10, 1e-4, errors[:3], errors[3]))
+        parity = Parity(10, 1e-4, errors[:3], errors[3], errors[4])
+        return replace(tiny_policy.manifest(), noise_shape=(2, 4, 7), denoising=whole, selection=Selection(2, 1), parity=parity)
 
-    assert manifest(*STEP_ERRORS, 1e-4).parity.tolerance == 1e-4  # an error of the tolerance itself is accepted
-    errors = [*STEP_ERRORS, 1e-4]
-    errors[3 if place == "end to end" else place] = error
+    assert manifest(*STEP_ERRORS, 1e-4, 1e-4).parity.tolerance == 1e-4  # an error of the tolerance itself is accepted
+    errors = [*STEP_ERRORS, 1e-4, 1e-4]
+    errors[{"end to end": 3, "values": 4}.get(place, place)] = error
     with pytest.raises(ArtifactError, match=r"differ by .* of the range, more than the accepted 1\.0e-04"):
         manifest(*errors)
 

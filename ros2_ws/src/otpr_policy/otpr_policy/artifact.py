@@ -11,7 +11,7 @@ never follows a reference to another file.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,8 @@ from onnx import numpy_helper
 from otpr_policy.errors import ArtifactError, SpecError
 from otpr_policy.spec import PolicySpec, is_number
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # a key with a default in the classes below is of version 2; a file of version 1 means the default
 METADATA_KEY = "otpr.manifest"
 CHECKSUM_KEY = "otpr.sha256"
 SIZE_LIMIT_BYTES = 512 * 2**20  # far above any policy that meets a control deadline; bounds what a hostile file costs us
@@ -43,6 +44,26 @@ class Denoising:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.train_steps < 1:
             raise ArtifactError(f"denoising in {self.steps} of {self.train_steps} steps is none")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How many chains the graph runs, and by which critic's values it chooses one: the mean over heads - pessimism * their deviation."""
+
+    candidates: int = 1  # S; 1 is one chain and no critic
+    heads: int = 0  # critics of the ensemble
+    pessimism: float = 0.0  # in standard deviations over the heads
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or self.heads < 0 or self.pessimism < 0.0:
+            raise ArtifactError(f"{self.candidates} candidates, {self.heads} heads and pessimism {self.pessimism:g} cannot be")
+        if (self.candidates == 1) != (self.heads == 0) or (self.heads == 0 and self.pessimism > 0.0):
+            raise ArtifactError(f"{self.candidates} candidates do not go with a critic of {self.heads} heads, pessimism {self.pessimism:g}")
+
+    def __str__(self) -> str:
+        if self.candidates == 1:
+            return "none: one chain"
+        return f"1 of {self.candidates} chains, by a critic with {self.heads} head(s), pessimism {self.pessimism:g}"
 
 
 @dataclass(frozen=True)
@@ -66,6 +87,12 @@ class Parity:
     tolerance: float  # largest error that export accepts
     step_errors: tuple[float, ...]  # per denoising step, as a fraction of the normalised range
     end_to_end_error: float  # of the actions, as a fraction of each action's range
+    value_error: float = 0.0  # of the values by which a candidate is chosen
+    near_ties: int = 0  # inputs whose best candidates' values differ by less than rounding, where any of these candidates is accepted
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.near_ties <= self.inputs:
+            raise ArtifactError(f"{self.near_ties} near ties among {self.inputs} random inputs cannot be")
 
 
 @dataclass(frozen=True)
@@ -96,15 +123,21 @@ class Manifest:
     provenance: Provenance
     parity: Parity
     evaluation: Evaluation
+    selection: Selection = field(default_factory=Selection)
 
     def __post_init__(self) -> None:
         chunk = (self.policy.chunk_length, self.policy.action.size)
         if len(self.noise_shape) != 3 or self.noise_shape[1:] != chunk:
             raise ArtifactError(f"noise of shape {self.noise_shape} does not fit chunks of shape {chunk}")
+        candidates = self.selection.candidates
+        if self.noise_shape[0] % candidates:
+            raise ArtifactError(f"noise of shape {self.noise_shape} cannot be divided among {candidates} candidates")
         parity = self.parity
+        if candidates == 1 and (parity.value_error, parity.near_ties) != (0.0, 0):
+            raise ArtifactError(f"one chain has no values to compare, got parity {parity}")
         if len(parity.step_errors) != self.denoising.steps:
             raise ArtifactError(f"{len(parity.step_errors)} step errors for {self.denoising.steps} denoising steps")
-        worst = float(np.max([*parity.step_errors, parity.end_to_end_error]))  # NaN if any is
+        worst = float(np.max([*parity.step_errors, parity.value_error, parity.end_to_end_error]))  # NaN if any is
         if not worst <= parity.tolerance:
             raise ArtifactError(f"graph and network differ by {worst:.1e} of the range, more than the accepted {parity.tolerance:.1e}")
 
@@ -118,17 +151,19 @@ class Manifest:
             "provenance": asdict(self.provenance),
             "parity": asdict(self.parity),
             "evaluation": asdict(self.evaluation),
+            "selection": asdict(self.selection),
         }
 
     @classmethod
     def from_json(cls, data: Any) -> "Manifest":
-        """Parses :meth:`to_json`'s form. Raises ArtifactError naming the key that is wrong."""
+        """Parses :meth:`to_json`'s form, of any readable version. Raises ArtifactError naming the key that is wrong."""
         if not isinstance(data, dict):
             raise ArtifactError("the manifest is not a JSON object")
         version = data.get("schema_version")
-        if type(version) is not int or version != SCHEMA_VERSION:  # True and 1.0 equal 1
-            raise ArtifactError(f"manifest schema version {version!r}; this runtime reads version {SCHEMA_VERSION}")
-        sections = {"schema_version", *(field.name for field in fields(cls))}
+        if type(version) is not int or version not in READABLE_VERSIONS:  # True and 1.0 equal 1
+            known = " and ".join(map(str, READABLE_VERSIONS))
+            raise ArtifactError(f"manifest schema version {version!r}; this runtime reads versions {known}")
+        sections = {"schema_version", *_keys(cls, version)}
         if set(data) != sections:
             raise ArtifactError(f"manifest keys are {', '.join(sorted(data))}; expected {', '.join(sorted(sections))}")
         try:
@@ -141,10 +176,11 @@ class Manifest:
         return cls(
             policy,
             tuple(shape),
-            _record(Denoising, data["denoising"]),
-            _record(Provenance, data["provenance"]),
-            _record(Parity, data["parity"]),
-            _record(Evaluation, data["evaluation"]),
+            _record(Denoising, data["denoising"], version),
+            _record(Provenance, data["provenance"], version),
+            _record(Parity, data["parity"], version),
+            _record(Evaluation, data["evaluation"], version),
+            Selection() if version == 1 else _record(Selection, data["selection"], version),
         )
 
 
@@ -285,10 +321,17 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return data
 
 
-def _record(kind: type[_T], data: Any) -> _T:
+def _keys(kind: type[Any], version: int) -> dict[str, Any]:
+    """Keys of a section and their types in a version of the schema."""
+    return {
+        field.name: field.type for field in fields(kind) if version > 1 or (field.default is MISSING and field.default_factory is MISSING)
+    }
+
+
+def _record(kind: type[_T], data: Any, version: int) -> _T:
     """Builds a flat manifest section, refusing unknown, missing and mistyped keys."""
     section = kind.__name__.lower()
-    kinds: dict[str, Any] = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
+    kinds = _keys(kind, version)
     if not isinstance(data, dict) or set(data) != set(kinds):
         got = ", ".join(sorted(data)) if isinstance(data, dict) else repr(data)
         raise ArtifactError(f"manifest {section} needs the keys {', '.join(sorted(kinds))}; got {got}")

@@ -35,6 +35,10 @@ class RunError(OtprError):
     """A training directory that is foreign, incomplete or in the way."""
 
 
+class TransportError(OtprError):
+    """A transport problem that has no solution or whose solution was not reached."""
+
+
 class OutputError(OtprError):
     """A place to write that is taken or cannot be written."""
 

@@ -27,7 +27,8 @@ class Checkpoint:
 
     Args:
         step: units done, gradient steps or environment steps as the algorithm counts.
-        tensors: named tensors; those under ``policy.`` are the weights to evaluate and export.
+        tensors: named tensors; those under ``policy.`` are the weights to evaluate and export, those under ``critic.`` of the critic that
+            chooses among their chunks, if there is one.
         values: plain JSON data.
     """
 
@@ -38,6 +39,10 @@ class Checkpoint:
     def policy_tensors(self) -> dict[str, Tensor]:
         """The weights to evaluate and export, by their names in the policy."""
         return select(self.tensors, "policy.")
+
+    def critic_tensors(self) -> dict[str, Tensor]:
+        """The weights of the critic to act with, by their names in the critic; empty for a run without one."""
+        return select(self.tensors, "critic.")
 
 
 def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

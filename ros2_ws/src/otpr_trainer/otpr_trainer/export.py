@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a training run to one policy file that proves that it computes what was trained.
 
-The exported graph is written apart from the policy that trains (the network's first layer is split, the time embedding folded
-into constants, the chain unrolled), so the proof compares two computations, not one with itself:
+The exported graph is written apart from the policy that trains (:mod:`otpr_trainer.graph`), so the proof compares two computations,
+not one with itself:
 
-1. per denoising step, on a graph that also outputs the chain;
+1. per denoising step and, for a policy that chooses among candidates, in their values, on a graph that also outputs these;
 2. end to end, on the very graph that is written;
 3. in the task, both policies on the same episodes with the same noise.
 """
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,52 +16,22 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
 
 from otpr_policy import __version__
-from otpr_policy.artifact import Denoising, Evaluation, Manifest, Parity, PolicyArtifact, Provenance, embed, parse
+from otpr_policy.artifact import Denoising, Evaluation, Manifest, Parity, PolicyArtifact, Provenance, Selection, embed, parse
 from otpr_policy.errors import ArtifactError
 from otpr_policy.files import check_writable, refuse_existing, write_bytes
 from otpr_policy.spec import Array
-from otpr_trainer.diffusion import NOISE_CLIP, ReverseChain
 from otpr_trainer.evaluate import EvaluationResult, evaluate
-from otpr_trainer.policy import DiffusionPolicy, TorchPolicy
+from otpr_trainer.graph import to_onnx
+from otpr_trainer.policy import TorchPolicy
 from otpr_trainer.run import Run, utc_now
+from otpr_trainer.selection import SelectingPolicy
 from otpr_trainer.sources import GraphSource, WeightsSource
 
 TOLERANCE = 1e-4  # of the range, for each denoising step and end to end
 PROOF_INPUTS = 256
-OPSET = 18  # the oldest with Mish as one operator, so that old runtimes read the file
-
-
-class PolicyGraph(nn.Module):
-    """The whole policy as one static computation: observation (1, To, Do) and noise (1, n, Ta, Da) to action (1, Ta, Da)."""
-
-    time_terms: Tensor
-
-    def __init__(self, policy: DiffusionPolicy, reverse: ReverseChain, with_chain: bool) -> None:
-        """``with_chain``: also output the normalised chain, (1, K + 1, Ta, Da)."""
-        super().__init__()
-        self.policy = policy
-        self.reverse = reverse
-        self.with_chain = with_chain
-        with torch.no_grad():
-            self.register_buffer("time_terms", policy.network.time_term(torch.tensor(reverse.timesteps)))
-
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Runs all denoising steps."""
-        network, reverse = self.policy.network, self.reverse
-        condition_term = network.condition_term(self.policy.condition(observation))
-        chain, used = [noise[:, 0]], 1
-        for step in range(reverse.steps):
-            eps = network.denoise(chain[-1], condition_term + self.time_terms[step])
-            x = reverse.mean(step, chain[-1], eps)
-            if reverse.std[step] > 0.0:
-                x = x + float(reverse.std[step]) * noise[:, used].clamp(-NOISE_CLIP, NOISE_CLIP)
-                used += 1
-            chain.append(x)
-        action = self.policy.physical_action(chain[-1])
-        return (action, torch.stack(chain, dim=1)) if self.with_chain else action
 
 
 def export(
@@ -78,6 +44,7 @@ def export(
     episodes: int,
     seed: int,
     workers: int,
+    candidates: int = 1,
     overwrite: bool = False,
 ) -> PolicyArtifact:
     """Exports a run's newest checkpoint to ``output`` and proves it; the file is written only when the proof holds.
@@ -91,17 +58,18 @@ def export(
         episodes: paired episodes of torch and artifact.
         seed: of these episodes.
         workers: processes.
+        candidates: S chains in the graph, of which the run's critic chooses one; 1 is one chain without a critic.
         overwrite: replace an existing file.
 
     Raises:
         OutputError: ``output`` exists or cannot be written.
-        RunError: no checkpoint, unknown sampler or steps out of range.
-        ArtifactError: the graph does not compute what torch computes.
+        RunError: no checkpoint, unknown sampler, steps out of range, or several candidates of a run that has no critic.
+        ArtifactError: the graph does not compute what torch computes, or its choice cannot be told from another.
     """
     output = Path(output)
     refuse_existing(output, overwrite)
     check_writable(output)  # before minutes of proof, not after
-    weights = WeightsSource.of_run(run, sampler, steps, eta)
+    weights = WeightsSource.of_run(run, sampler, steps, eta, candidates)
     reference = weights.open()
     assert isinstance(reference, TorchPolicy)
     model = to_onnx(reference)
@@ -117,58 +85,39 @@ def export(
     return proved
 
 
-def to_onnx(policy: TorchPolicy, with_chain: bool = False) -> onnx.ModelProto:
-    """The policy's graph, weights inside, float32, static shapes."""
-    spec = policy.spec
-    graph = PolicyGraph(policy.policy, policy.reverse, with_chain).eval()
-    example = (torch.zeros(1, spec.observation_horizon, spec.observation.size), torch.zeros(1, *policy.noise_shape))
-    with _quiet():
-        program = torch.onnx.export(
-            graph,
-            example,
-            input_names=["observation", "noise"],
-            output_names=["action", "chain"] if with_chain else ["action"],
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    for node in model.graph.node:
-        del node.metadata_props[:]  # the exporter's stack traces: large, and full of this machine's paths
-    del model.graph.metadata_props[:]
-    del model.graph.value_info[:]
-    return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporter's remarks on libraries that we do not use."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def prove(policy: TorchPolicy, model: onnx.ModelProto, model_with_chain: onnx.ModelProto) -> Parity:
-    """Compares the graphs with torch on random inputs. Raises ArtifactError when they differ by more than TOLERANCE."""
+    """Compares the graphs with torch on random inputs.
+
+    Among several candidates the graph must act with the one that torch chooses, except where another is valued alike to within rounding
+    (see :func:`_rivals`): there either will do. Such inputs are counted, unless both lead to the same action anyway.
+
+    Raises:
+        ArtifactError: they differ by more than TOLERANCE, or more than half of the inputs leave open which candidate is the best.
+    """
     inputs = proof_inputs(policy, PROOF_INPUTS)
-    step_errors = _step_errors(policy, model_with_chain, inputs)
-    end_to_end_error = _end_to_end_error(policy, model, inputs)
-    worst = np.max([*step_errors, end_to_end_error])  # unlike max(), not deaf to NaN
+    ours = _torch_outcomes(policy, inputs)
+    theirs = _run(model_with_chain, inputs)
+    step_errors = tuple(float(error) for error in np.abs(ours.chain - theirs["chain"]).max(axis=(0, 1, 3, 4))[1:] / 2.0)
+    value_errors = np.abs(ours.values - theirs["values"]) if policy.candidates > 1 else np.zeros_like(ours.values)
+    span = policy.spec.action.high - policy.spec.action.low
+    others = _rivals(ours.values, value_errors) & (_distance(ours.candidates, ours.action[:, None], span) > TOLERANCE)
+    near_ties = int(np.count_nonzero(others.any(axis=1)))
+    action = _run(model, inputs)["action"]
+    from_others = np.where(others, _distance(ours.candidates, action[:, None], span), np.inf).min(axis=1)
+    end_to_end_error = float(np.minimum(_distance(ours.action, action, span), from_others).max())
+    worst = np.max([*step_errors, value_errors.max(), end_to_end_error])  # unlike max(), not deaf to NaN
     if not worst <= TOLERANCE:
         steps = ", ".join(f"{error:.1e}" for error in step_errors)
         raise ArtifactError(
-            f"the graph differs from torch by {worst:.1e} of the range, more than {TOLERANCE:.0e} "
-            f"(per denoising step: {steps}; end to end: {end_to_end_error:.1e}); nothing was written"
+            f"the graph differs from torch by {worst:.1e} of the range, more than {TOLERANCE:.0e} (per denoising step: {steps}; "
+            f"values of candidates: {value_errors.max():.1e}; end to end: {end_to_end_error:.1e}); nothing was written"
         )
-    return Parity(PROOF_INPUTS, TOLERANCE, step_errors, end_to_end_error)
+    if near_ties > PROOF_INPUTS // 2:
+        raise ArtifactError(
+            f"the critic values the best candidates alike on {near_ties} of {PROOF_INPUTS} random inputs, too many to prove what the "
+            "graph chooses; export 1 candidate; nothing was written"
+        )
+    return Parity(PROOF_INPUTS, TOLERANCE, step_errors, end_to_end_error, float(value_errors.max()), near_ties)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,34 +138,56 @@ def proof_inputs(policy: TorchPolicy, count: int) -> ProofInputs:
     return ProofInputs(low + share * (high - low), rng.standard_normal((count, *policy.noise_shape)))
 
 
-def _step_errors(policy: TorchPolicy, model: onnx.ModelProto, inputs: ProofInputs) -> tuple[float, ...]:
-    """Largest difference after each denoising step, as a fraction of the normalised range [-1, 1]."""
-    ours = []
+@dataclass(frozen=True, eq=False)
+class _Outcomes:
+    """What torch makes of N inputs."""
+
+    chain: Array  # normalised, (N, S, K + 1, Ta, Da)
+    values: Array  # (N, S)
+    candidates: Array  # actions, (N, S, Ta, Da)
+    action: Array  # (N, Ta, Da)
+
+
+@torch.no_grad()
+def _torch_outcomes(policy: TorchPolicy, inputs: ProofInputs) -> _Outcomes:
+    """One input at a time, as on the robot."""
+    chains, values, candidates, actions = [], [], [], []
     for observation, noise in zip(inputs.observation, inputs.noise, strict=True):
-        with torch.no_grad():
-            chain = policy.policy.chain(_float32(observation), _float32(noise), policy.reverse)
-        ours.append(torch.cat(chain).numpy())
-    theirs = _run(model, "chain", inputs)
-    return tuple(float(error) for error in np.abs(np.stack(ours) - theirs).max(axis=(0, 2, 3))[1:] / 2.0)
+        batch = torch.as_tensor(observation, dtype=torch.float32)[None]
+        chain = policy.chains(batch, torch.as_tensor(noise, dtype=torch.float32)[None])
+        chains.append(torch.stack(chain, dim=1).numpy())
+        values.append(policy.values(batch, chain[-1])[0].numpy() if isinstance(policy, SelectingPolicy) else np.zeros(1))
+        candidates.append(policy.policy.physical_action(chain[-1]).numpy())
+        actions.append(policy.infer(observation, noise))
+    return _Outcomes(np.stack(chains), np.stack(values), np.stack(candidates), np.stack(actions))
 
 
-def _end_to_end_error(policy: TorchPolicy, model: onnx.ModelProto, inputs: ProofInputs) -> float:
-    """Largest difference of an action, as a fraction of its range."""
-    ours = np.stack([policy.infer(observation, noise) for observation, noise in zip(inputs.observation, inputs.noise, strict=True)])
-    action = policy.spec.action
-    return float((np.abs(ours - _run(model, "action", inputs)) / (action.high - action.low)).max())
+def _rivals(values: Array, errors: Array) -> NDArray[np.bool_]:
+    """The candidates that a faithful graph may take for the best, the best among them, (N, S). values, errors: (N, S).
+
+    If no value is off by more than e, the graph's best is at most 2 e below ours. The e of an input is measured on its candidates;
+    twice that again, because the written graph, which has no output for values, may be compiled to round in its own way, and four
+    units in the last place for inputs where both agreed by luck.
+    """
+    rounding = 4.0 * np.spacing(np.abs(values).max(axis=1, keepdims=True).astype(np.float32))
+    rivals: NDArray[np.bool_] = values >= values.max(axis=1, keepdims=True) - 4.0 * errors.max(axis=1, keepdims=True) - rounding
+    return rivals
 
 
-def _run(model: onnx.ModelProto, output: str, inputs: ProofInputs) -> Array:
+def _distance(ours: Array, theirs: Array, span: Array) -> Array:
+    """Largest difference of actions (..., Ta, Da) as a fraction of their range ``span`` (Da,), (...)."""
+    distance: Array = (np.abs(ours - theirs) / span).max(axis=(-2, -1))
+    return distance
+
+
+def _run(model: onnx.ModelProto, inputs: ProofInputs) -> dict[str, Array]:
+    """Each output of the graph over all inputs, (N, ...); ``action`` and what has a row per candidate."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
     rows = zip(inputs.observation.astype(np.float32), inputs.noise.astype(np.float32), strict=True)
-    outputs = [session.run([output], {"observation": observation[None], "noise": noise[None]})[0] for observation, noise in rows]
-    values: Array = np.concatenate(outputs).astype(np.float64)
-    return values
-
-
-def _float32(values: Array) -> Tensor:
-    return torch.as_tensor(values, dtype=torch.float32)[None]
+    outputs = [session.run(names, {"observation": observation[None], "noise": noise[None]}) for observation, noise in rows]
+    stacked = {name: np.stack(values).astype(np.float64) for name, values in zip(names, zip(*outputs, strict=True), strict=True)}
+    return {**stacked, "action": stacked["action"][:, 0]}
 
 
 def _manifest(run: Run, policy: TorchPolicy, parity: Parity, trained: EvaluationResult, exported: EvaluationResult) -> Manifest:
@@ -225,6 +196,7 @@ def _manifest(run: Run, policy: TorchPolicy, parity: Parity, trained: Evaluation
         policy=policy.spec,
         noise_shape=policy.noise_shape,
         denoising=Denoising(reverse.sampler, reverse.steps, reverse.train_steps, reverse.eta),
+        selection=_selection(policy),
         provenance=Provenance(
             algorithm=config.algorithm,
             task=config.task,
@@ -245,3 +217,9 @@ def _manifest(run: Run, policy: TorchPolicy, parity: Parity, trained: Evaluation
             disagreements=trained.disagreements(exported),
         ),
     )
+
+
+def _selection(policy: TorchPolicy) -> Selection:
+    if isinstance(policy, SelectingPolicy) and policy.candidates > 1:
+        return Selection(policy.candidates, policy.critic.heads, policy.pessimism)
+    return Selection()

@@ -80,14 +80,17 @@ class DiffusionPolicy(nn.Module):
 class TorchPolicy:
     """A :class:`DiffusionPolicy` with a sampler chosen; an ``otpr_policy.chunk.ChunkPolicy`` and ``otpr_trainer.batched.BatchPolicy``."""
 
+    candidates: int = 1
+    """S, how many chains are run for one chunk; see :class:`otpr_trainer.selection.SelectingPolicy`."""
+
     def __init__(self, policy: DiffusionPolicy, reverse: ReverseChain) -> None:
         self.policy = policy.eval()
         self.reverse = reverse
 
-    @classmethod
-    def with_sampler(cls, policy: DiffusionPolicy, sampler: str, steps: int | None, eta: float = 0.0) -> "TorchPolicy":
+    @staticmethod
+    def with_sampler(policy: DiffusionPolicy, sampler: str, steps: int | None, eta: float = 0.0) -> "TorchPolicy":
         """Chooses the sampler by name; see :func:`otpr_trainer.diffusion.reverse_chain` for errors."""
-        return cls(policy, reverse_chain(policy.schedule, sampler, steps, eta))
+        return TorchPolicy(policy, reverse_chain(policy.schedule, sampler, steps, eta))
 
     @property
     def spec(self) -> PolicySpec:
@@ -96,8 +99,8 @@ class TorchPolicy:
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """(draws, Ta, Da)."""
-        return self.reverse.noise_count(), self.spec.chunk_length, self.spec.action.size
+        """(S * draws of one chain, Ta, Da), one candidate after the other."""
+        return self.candidates * self.reverse.noise_count(), self.spec.chunk_length, self.spec.action.size
 
     def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
         """Observations (To, Do) and noise (noise_shape) to actions (Ta, Da), in physical units."""
@@ -108,9 +111,21 @@ class TorchPolicy:
         """Observations (B, To, Do) and noise (B, *noise_shape) to actions (B, Ta, Da), in physical units."""
         assert noise.shape[1:] == self.noise_shape and len(noise) == len(observations)
         assert observations.shape[1:] == (self.spec.observation_horizon, self.spec.observation.size)
-        condition, start = (torch.as_tensor(values, dtype=torch.float32) for values in (observations, noise))
-        chain = self.policy.chain(condition, start, self.reverse)
-        return self.policy.physical_action(chain[-1]).numpy().astype(np.float64)
+        observation, draws = (torch.as_tensor(values, dtype=torch.float32) for values in (observations, noise))
+        chunks = self.choose(observation, self.chains(observation, draws)[-1])
+        return self.policy.physical_action(chunks).numpy().astype(np.float64)
+
+    def chains(self, observations: Tensor, noise: Tensor) -> list[Tensor]:
+        """Normalised chunks of each denoising step, start first, n + 1 tensors (B * S, Ta, Da), the S of one observation together.
+
+        observations: (B, To, Do); noise: (B, *noise_shape).
+        """
+        draws = noise.reshape(len(noise) * self.candidates, -1, *self.noise_shape[1:])
+        return self.policy.chain(observations.repeat_interleave(self.candidates, dim=0), draws, self.reverse)
+
+    def choose(self, observations: Tensor, chunks: Tensor) -> Tensor:
+        """The chunk to act with, (B, Ta, Da), of all finished ones (B * S, Ta, Da); here S is 1. observations: (B, To, Do)."""
+        return chunks
 
 
 def _identity(size: int) -> AffineMap:

@@ -17,7 +17,9 @@ from otpr_policy.errors import OutputError, RunError
 from otpr_policy.files import write_text
 from otpr_trainer import checkpoint
 from otpr_trainer.checkpoint import Checkpoint
+from otpr_trainer.networks.critic import EnsembleCritic
 from otpr_trainer.policy import DiffusionPolicy, PolicyConfig
+from otpr_trainer.selection import CriticConfig
 
 KIND = "otpr training run"
 SCHEMA_VERSION = 1
@@ -40,7 +42,7 @@ class RunConfig:
     git_commit: str
     otpr_version: str
     created: str  # ISO 8601, UTC
-    critic: dict[str, Any] | None = None  # what a critic in the checkpoints is built from; None without one
+    critic: dict[str, Any] | None = None  # CriticConfig.to_json() of a run whose checkpoints hold a critic to act with
     init: str | None = None  # directory of the run whose policy this one started from, as given; None when from nothing
     init_sha256: str | None = None  # of that policy's weights, otpr_trainer.start.weights_sha256
 
@@ -75,6 +77,17 @@ class Run:
         """The policy to evaluate and export, of the newest checkpoint. Raises RunError."""
         return build_policy(PolicyConfig.from_json(self.config.policy), self.newest_checkpoint().policy_tensors())
 
+    def critic_config(self) -> CriticConfig:
+        """Sizes of the critic to act with. Raises RunError when the run has none."""
+        if self.config.critic is None:
+            raise RunError(f"{self.directory} has no critic: {self.config.algorithm} trains none, so it acts with 1 candidate only")
+        return CriticConfig.from_json(self.config.critic)
+
+    def critic(self) -> EnsembleCritic:
+        """The critic to act with, of the newest checkpoint. Raises RunError."""
+        policy = PolicyConfig.from_json(self.config.policy)
+        return build_critic(self.critic_config(), policy, self.newest_checkpoint().critic_tensors())
+
 
 def build_policy(config: PolicyConfig, tensors: dict[str, Any]) -> DiffusionPolicy:
     """A policy with its weights. Raises RunError when they are of another network."""
@@ -84,6 +97,16 @@ def build_policy(config: PolicyConfig, tensors: dict[str, Any]) -> DiffusionPoli
     except RuntimeError as error:
         raise RunError(f"the weights do not fit the policy that config.json describes: {error}") from error
     return policy.eval()
+
+
+def build_critic(config: CriticConfig, policy: PolicyConfig, tensors: dict[str, Any]) -> EnsembleCritic:
+    """The critic of a policy's chunks, with its weights. Raises RunError when they are of another network."""
+    critic = config.network(policy.spec)
+    try:
+        critic.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RunError(f"the weights do not fit the critic that config.json describes: {error}") from error
+    return critic.eval()
 
 
 def create(directory: Path, config: RunConfig, overwrite: bool) -> Run:

@@ -14,6 +14,9 @@ from otpr_policy.spec import PolicySpec
 if TYPE_CHECKING:
     from otpr_trainer.policy import PolicyConfig
     from otpr_trainer.run import Run
+    from otpr_trainer.selection import CriticConfig
+
+CANDIDATES_HELP = "chains per inference, of which the run's critic chooses one; above 1 only for runs that train a critic (default: 1)"
 
 
 class PolicySource(Protocol):
@@ -46,14 +49,24 @@ class GraphSource:
 
 
 @dataclass(frozen=True)
+class CriticWeights:
+    """A critic's weights with their architecture."""
+
+    config: "CriticConfig"
+    weights: bytes  # safetensors
+
+
+@dataclass(frozen=True)
 class WeightsSource:
-    """Torch weights with their architecture and sampler."""
+    """Torch weights with their architecture and sampler, and for several candidates the critic that chooses one."""
 
     config: "PolicyConfig"
     weights: bytes  # safetensors
     sampler: str
     steps: int | None
     eta: float = 0.0
+    candidates: int = 1
+    critic: CriticWeights | None = None
 
     @property
     def spec(self) -> PolicySpec:
@@ -61,28 +74,42 @@ class WeightsSource:
         return self.config.spec
 
     @classmethod
-    def of_run(cls, run: "Run", sampler: str, steps: int | None, eta: float = 0.0) -> "WeightsSource":
-        """The newest checkpoint of a run. Raises RunError: no checkpoint, unknown sampler, or steps out of range."""
+    def of_run(cls, run: "Run", sampler: str, steps: int | None, eta: float = 0.0, candidates: int = 1) -> "WeightsSource":
+        """The newest checkpoint of a run.
+
+        Raises:
+            RunError: no checkpoint, unknown sampler, steps out of range, candidates below 1, or above 1 where the run has no critic.
+        """
         import safetensors.torch
 
         from otpr_trainer.diffusion import cosine_schedule, reverse_chain
         from otpr_trainer.policy import PolicyConfig
+        from otpr_trainer.selection import check_candidates
 
         config = PolicyConfig.from_json(run.config.policy)
         reverse_chain(cosine_schedule(config.train_steps), sampler, steps, eta)  # its refusals, before any worker starts
-        return cls(config, safetensors.torch.save(run.newest_checkpoint().policy_tensors()), sampler, steps, eta)
+        critic_config = run.critic_config() if check_candidates(candidates) > 1 else None
+        checkpoint = run.newest_checkpoint()  # once: training may be writing the next
+        critic = CriticWeights(critic_config, safetensors.torch.save(checkpoint.critic_tensors())) if critic_config else None
+        return cls(config, safetensors.torch.save(checkpoint.policy_tensors()), sampler, steps, eta, candidates, critic)
 
     def open(self) -> ChunkPolicy:
         """Runs on one torch thread: a network this small is slower on two, and each worker has a core of its own."""
         import safetensors.torch
         import torch
 
+        from otpr_trainer.diffusion import reverse_chain
         from otpr_trainer.policy import TorchPolicy
-        from otpr_trainer.run import build_policy
+        from otpr_trainer.run import build_critic, build_policy
+        from otpr_trainer.selection import SelectingPolicy
 
         torch.set_num_threads(1)
         policy = build_policy(self.config, safetensors.torch.load(self.weights))
-        return TorchPolicy.with_sampler(policy, self.sampler, self.steps, self.eta)
+        reverse = reverse_chain(policy.schedule, self.sampler, self.steps, self.eta)
+        if self.critic is None:
+            return TorchPolicy(policy, reverse)
+        critic = build_critic(self.critic.config, self.config, safetensors.torch.load(self.critic.weights))
+        return SelectingPolicy(policy, critic, reverse, self.candidates, self.critic.config.pessimism)
 
 
 def load_artifact(path: Path) -> tuple[PolicyArtifact, GraphSource]:

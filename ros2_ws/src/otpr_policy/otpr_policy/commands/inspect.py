@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from otpr_policy.artifact import Manifest, PolicyArtifact, load
+from otpr_policy.artifact import Manifest, Parity, PolicyArtifact, load
 from otpr_policy.cli import Command
 from otpr_policy.spec import VectorSpec
 from otpr_policy.success import SuccessRate
@@ -55,6 +55,7 @@ def _identity_rows(artifact: PolicyArtifact) -> list[tuple[str, str]]:
         ("chunk", f"{policy.chunk_length} actions, {policy.executed_length} carried out ({policy.executed_length * period_ms:g} ms)"),
         ("observation horizon", f"{policy.observation_horizon} step(s)"),
         ("denoising", f"{denoising.sampler}, {denoising.steps} of {denoising.train_steps} steps, eta {denoising.eta:g}"),
+        ("selection", str(manifest.selection)),
         ("noise", " x ".join(str(n) for n in manifest.noise_shape)),
         ("demonstrations", origin.demos_sha256[:16]),
         ("made", f"{origin.created}, otpr {origin.otpr_version}, commit {origin.git_commit[:12]}"),
@@ -78,10 +79,15 @@ def _proof_rows(manifest: Manifest) -> list[tuple[str, str]]:
         ("graph against network", f"{parity.end_to_end_error:.1e} of the action range over {parity.inputs} random inputs"),
         ("accepted up to", f"{parity.tolerance:.1e}"),
         ("each denoising step", steps),
+        *([("values of candidates", _values(parity))] if manifest.selection.candidates > 1 else []),
         ("success of the network", f"{network}"),
         ("success of this graph", f"{graph}, same episodes and noise; {evaluation.disagreements} differ"),
         ("episodes", f"seed {evaluation.seed}, at most {evaluation.horizon} control steps; success: {evaluation.success_rule}"),
     ]
+
+
+def _values(parity: Parity) -> str:
+    return f"{parity.value_error:.1e}; {parity.near_ties} of {parity.inputs} inputs with a tie within rounding"
 
 
 COMMAND = Command("show what a policy file is and what was proved of it", _add_arguments, _run)

@@ -11,7 +11,7 @@ from otpr_policy.cli import Command
 from otpr_policy.errors import OutputError, RunError, TaskError
 from otpr_sim import registry
 from otpr_trainer.evaluate import DEFAULT_SEED, EvaluationResult, evaluate
-from otpr_trainer.sources import PolicySource, WeightsSource, load_artifact
+from otpr_trainer.sources import CANDIDATES_HELP, PolicySource, WeightsSource, load_artifact
 from otpr_trainer.workers import default_workers
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--sampler", help="of a run: ddpm (default) or ddim; a policy file has its own")
     parser.add_argument("--steps", type=int, help="of a run: denoising steps, by default all that it was trained with")
     parser.add_argument("--eta", type=float, help="of a run with ddim: share of noise, 0 (default, deterministic) to 1")
+    parser.add_argument("--candidates", type=int, metavar="S", help=f"of a run: {CANDIDATES_HELP}")
     parser.add_argument("--video", type=Path, default=SUPPRESS, metavar="FILE", help="also write the first episodes as a video (.mp4)")
     parser.add_argument(
         "--video-episodes",
@@ -43,7 +44,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def _run(arguments: Namespace) -> int:
-    source, trained_task, sha256 = _open(arguments)
+    source, trained_task, sha256, candidates = _open(arguments)
     task = registry.spec(arguments.task or trained_task).name  # a name that does not exist is said to be that
     if task != trained_task:
         raise TaskError(f"{arguments.target} was trained for task {trained_task!r}, not {task!r}")
@@ -55,12 +56,13 @@ def _run(arguments: Namespace) -> int:
         _compare(recording, result)
     if arguments.json:
         video = None if recording is None else {"path": str(recording.path), "frames": recording.frames, "renderer": recording.renderer}
-        print(json.dumps({**result.to_json(), "artifact_sha256": sha256, "run": run, "video": video}))
+        print(json.dumps({**result.to_json(), "artifact_sha256": sha256, "run": run, "candidates": candidates, "video": video}))
         return 0
     rows = {
         "policy": str(arguments.target),
         "sha256": sha256 or "(a training run)",
         "task": f"{task}, preset {result.preset}",
+        "candidates": str(candidates),
         "success": f"{result.success}  (95 % Wilson interval)",
         "steps": f"{result.mean_steps:.1f} on average, horizon {result.task.horizon}",
         "means": result.task.success_rule,
@@ -94,17 +96,21 @@ def _compare(recording: "Recording", result: EvaluationResult) -> None:
             print(f"otpr: episode {shown.episode} went differently on video; the environment does not repeat itself", file=sys.stderr)
 
 
-def _open(arguments: Namespace) -> tuple[PolicySource, str, str | None]:
-    """The policy, the task it was trained for, and its identity if it is a file."""
+def _open(arguments: Namespace) -> tuple[PolicySource, str, str | None, int]:
+    """The policy, the task it was trained for, its identity if it is a file, and its number of candidates."""
     if arguments.target.is_dir():
         from otpr_trainer import run as runs
 
         run = runs.load(arguments.target)
-        return WeightsSource.of_run(run, arguments.sampler or "ddpm", arguments.steps, arguments.eta or 0.0), run.config.task, None
-    if any(option is not None for option in (arguments.sampler, arguments.steps, arguments.eta)):
-        raise RunError("a policy file has its sampler and steps built in; --sampler, --steps and --eta are for training runs")
-    policy, source = load_artifact(arguments.target)
-    return source, policy.manifest.provenance.task, policy.sha256
+        candidates = 1 if arguments.candidates is None else arguments.candidates
+        source = WeightsSource.of_run(run, arguments.sampler or "ddpm", arguments.steps, arguments.eta or 0.0, candidates)
+        return source, run.config.task, None, candidates
+    if any(option is not None for option in (arguments.sampler, arguments.steps, arguments.eta, arguments.candidates)):
+        raise RunError(
+            "a policy file has its sampler, steps and candidates built in; --sampler, --steps, --eta and --candidates are for training runs"
+        )
+    policy, graph = load_artifact(arguments.target)
+    return graph, policy.manifest.provenance.task, policy.sha256, policy.manifest.selection.candidates
 
 
 COMMAND = Command("Measure a policy's success rate over seeded episodes in simulation.", _add_arguments, _run)

@@ -8,6 +8,7 @@ from pathlib import Path
 from otpr_policy.cli import Command
 from otpr_policy.success import SuccessRate
 from otpr_trainer.evaluate import DEFAULT_SEED
+from otpr_trainer.sources import CANDIDATES_HELP
 from otpr_trainer.workers import default_workers
 
 DEFAULT_STEPS = 5  # of DDIM: as successful as all 20 steps of DDPM on Lift, in a quarter of the time
@@ -20,6 +21,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--sampler", default="ddim", help="ddim (any number of steps) or ddpm (all steps)")
     parser.add_argument("--steps", type=int, help=f"denoising steps in the file (default: {DEFAULT_STEPS} for ddim, all for ddpm)")
     parser.add_argument("--eta", type=float, default=DEFAULT_ETA, help="of ddim: share of noise, 0 (deterministic) to 1")
+    parser.add_argument("--candidates", type=int, default=1, metavar="S", help=CANDIDATES_HELP)
     parser.add_argument("--episodes", type=int, default=50, help="paired episodes of torch and file")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of these episodes")
     parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes")
@@ -44,17 +46,20 @@ def _run(arguments: Namespace) -> int:
         episodes=arguments.episodes,
         seed=arguments.seed,
         workers=arguments.workers,
+        candidates=arguments.candidates,
         overwrite=arguments.overwrite,
     )
     manifest = policy.manifest
     if arguments.json:
-        print(json.dumps({"artifact": str(arguments.out), "artifact_sha256": policy.sha256, "manifest": manifest.to_json()}))
+        facts = {"artifact": str(arguments.out), "artifact_sha256": policy.sha256, "candidates": manifest.selection.candidates}
+        print(json.dumps({**facts, "manifest": manifest.to_json()}))
         return 0
     parity, evaluation = manifest.parity, manifest.evaluation
     rows = {
         "policy": f"{arguments.out} ({len(policy.content) / 1024:.0f} KiB)",
         "sha256": policy.sha256,
         "denoising": f"{manifest.denoising.steps} steps of {manifest.denoising.sampler}, trained with {manifest.denoising.train_steps}",
+        "selection": str(manifest.selection),
         "parity": f"{parity.end_to_end_error:.1e} of the action range end to end, {max(parity.step_errors):.1e} in the worst step; "
         f"{parity.inputs} inputs, at most {parity.tolerance:.0e} is accepted",
         "torch": str(SuccessRate(evaluation.torch_successes, evaluation.episodes)),

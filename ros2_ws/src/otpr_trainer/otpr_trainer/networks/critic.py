@@ -10,6 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Heads = Tensor | slice
+"""Which members of the ensemble to compute: an index (H,), or all."""
+ALL = slice(None)
+
 
 class EnsembleCritic(nn.Module):
     """E independent MLPs with LayerNorm on (condition, chunk), each of which yields one logit.
@@ -28,6 +32,7 @@ class EnsembleCritic(nn.Module):
     def __init__(self, condition_size: int, chunk_size: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.width = width
         self.from_condition = _weight(heads, condition_size, width, condition_size + chunk_size)
         self.from_chunk = _weight(heads, chunk_size, width, condition_size + chunk_size)
         self.first_bias = nn.Parameter(torch.zeros(heads, 1, width))
@@ -38,31 +43,30 @@ class EnsembleCritic(nn.Module):
 
     def forward(self, condition: Tensor, chunk: Tensor) -> Tensor:
         """Logits (E, B) of pairs. condition: (B, To * Do); chunk: (B, Ta * Da) or (B, Ta, Da), both normalised."""
-        return self._rest(self.condition_term(condition) + self.chunk_term(chunk))
+        return self.from_terms(self.condition_term(condition) + self.chunk_term(chunk))
 
     def cross(self, condition: Tensor, chunk: Tensor) -> Tensor:
         """Logits (E, n, m) of every state with every chunk. condition: (n, To * Do); chunk: (m, Ta * Da) or (m, Ta, Da)."""
-        terms = self.condition_term(condition)[:, :, None] + self.chunk_term(chunk)[:, None]
-        return self._rest(terms.flatten(1, 2)).reshape(self.heads, len(condition), len(chunk))
+        return self.from_terms(self.condition_term(condition)[:, :, None] + self.chunk_term(chunk)[:, None])
 
-    def condition_term(self, condition: Tensor) -> Tensor:
+    def condition_term(self, condition: Tensor, heads: Heads = ALL) -> Tensor:
         """The condition's share of the first layer, (E, B, width)."""
-        return condition @ self.from_condition
+        return condition @ self.from_condition[heads]
 
-    def chunk_term(self, chunk: Tensor) -> Tensor:
+    def chunk_term(self, chunk: Tensor, heads: Heads = ALL) -> Tensor:
         """The chunk's share of the first layer, with its bias, (E, B, width)."""
-        return chunk.flatten(1) @ self.from_chunk + self.first_bias
+        return chunk.flatten(1) @ self.from_chunk[heads] + self.first_bias[heads]
 
-    def _rest(self, x: Tensor) -> Tensor:
-        """Logits (E, B) from the first layer's sums (E, B, width)."""
-        x = _activate(x)
+    def from_terms(self, sums: Tensor, heads: Heads = ALL) -> Tensor:
+        """Logits (E, ...) from the first layer's sums (E, ..., width)."""
+        x = _activate(sums.flatten(1, -2))
         for weight, bias in zip(self.hidden, self.hidden_bias, strict=True):
-            x = _activate(torch.baddbmm(bias, x, weight))
-        return torch.baddbmm(self.head_bias, x, self.head).squeeze(-1)
+            x = _activate(torch.baddbmm(bias[heads], x, weight[heads]))
+        return torch.baddbmm(self.head_bias[heads], x, self.head[heads]).reshape(sums.shape[:-1])
 
 
 def _activate(x: Tensor) -> Tensor:
-    return functional.silu(functional.layer_norm(x, x.shape[-1:]))
+    return functional.relu(functional.layer_norm(x, x.shape[-1:]))
 
 
 def _weight(heads: int, inputs: int, outputs: int, fan_in: int) -> nn.Parameter:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A diffusion policy while it is fine-tuned: the network that learns, and its running average, which acts and is kept."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from otpr_trainer.checkpoint import optimizer_state, restore_optimizer, select
+from otpr_trainer.diffusion import ReverseChain, reverse_chain
+from otpr_trainer.policy import DiffusionPolicy
+
+DRAW_BATCH = 4096  # states per pass of the chain: more only costs memory
+
+
+class DiffusionActor:
+    """Learns by denoising score matching; samples chunks with few steps of DDIM at eta 1, as the exported policy does.
+
+    Attributes:
+        learner: the network that gradient steps change.
+        average: its exponential moving average.
+        reverse: the chain that samples.
+    """
+
+    def __init__(
+        self, start: DiffusionPolicy, *, sampling_steps: int, learning_rate: float, ema_decay: float, generator: torch.Generator
+    ) -> None:
+        """Starts at ``start``, which is left alone. All randomness comes from ``generator``."""
+        self.learner = copy.deepcopy(start).train().requires_grad_(True)
+        self.average = copy.deepcopy(start).eval().requires_grad_(False)
+        self.reverse: ReverseChain = reverse_chain(start.schedule, "ddim", min(sampling_steps, start.schedule.steps), eta=1.0)
+        self._ema_decay = ema_decay
+        self._generator = generator
+        self._optimizer = torch.optim.AdamW(self.learner.parameters(), learning_rate, weight_decay=1e-6, fused=True)
+
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """(n, Ta, Da), the normal draws of one chain."""
+        spec = self.learner.config.spec
+        return self.reverse.noise_count(), spec.chunk_length, spec.action.size
+
+    def denoising_loss(self, condition: Tensor, x_0: Tensor) -> Tensor:
+        """|| eps - eps_theta(x_k, k, s) ||^2 of each row, mean over elements, (B,); k uniform (DDPM eq. 14).
+
+        condition: (B, To * Do); x_0: normalised chunks (B, Ta, Da).
+        """
+        k = torch.randint(self.learner.schedule.steps, (len(x_0),), generator=self._generator)
+        eps = torch.randn(x_0.shape, generator=self._generator)
+        x_k = self.learner.schedule.add_noise(x_0, k, eps)
+        eps_theta: Tensor = self.learner.network(x_k, k, condition)
+        return ((eps - eps_theta) ** 2).flatten(1).mean(1)
+
+    def step(self, loss: Tensor) -> Tensor:
+        """One gradient step on ``loss``, and the average follows; returns the gradient's norm."""
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.learner.parameters() if p.grad is not None])
+        self._optimizer.step()
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.learner.parameters()), 1.0 - self._ema_decay)
+        return norm
+
+    @torch.no_grad()
+    def sample(self, condition: Tensor, noise: Tensor) -> Tensor:
+        """Normalised chunks of the average, (B, S, Ta, Da). condition: (B, To * Do); noise: (B, S, *noise_shape)."""
+        network, count = self.average.network, noise.shape[1]
+        context = network.condition_term(condition).repeat_interleave(count, 0)
+        times = dict(zip(self.reverse.timesteps, network.time_term(torch.tensor(self.reverse.timesteps)), strict=True))
+        chain = self.reverse.sample(lambda x_k, k: network.denoise(x_k, context + times[k]), noise.flatten(0, 1))
+        return chain[-1].reshape(*noise.shape[:2], *chain[-1].shape[1:])
+
+    def draw(self, condition: Tensor, count: int) -> Tensor:
+        """``count`` fresh chunks in each state, (B, count, Ta, Da)."""
+        parts = [
+            self.sample(part, torch.randn((len(part), count, *self.noise_shape), generator=self._generator))
+            for part in condition.split(DRAW_BATCH)
+        ]
+        return torch.cat(parts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State by name; the average as ``policy.*``, which is what evaluation and export read."""
+        tensors = {f"policy.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        tensors |= {f"learner.{name}": tensor for name, tensor in self.learner.state_dict().items()}
+        return tensors | optimizer_state(self._optimizer, "actor_optimizer.")
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of :meth:`tensors`. Raises RuntimeError on another network's."""
+        self.average.load_state_dict(select(tensors, "policy."))
+        self.learner.load_state_dict(select(tensors, "learner."))
+        restore_optimizer(self._optimizer, tensors, "actor_optimizer.")

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The critic of action chunks while it learns: an ensemble of Q(s, a) with slow targets.
+
+What is particular, and why, is measured in docs/otpr.md: it starts pessimistic, and a return that was seen bounds a value from below.
+"""
+
+import copy
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from otpr_trainer.checkpoint import optimizer_state, restore_optimizer, select
+from otpr_trainer.networks.critic import ALL, EnsembleCritic, Heads
+
+INITIAL_LOGIT = -4.0
+"""Values start at 0.02. From the usual 0.5 they take thousands of steps to sink in states that lead nowhere, because these bootstrap from
+one another at gamma^k a step; until then failures look better than progress, and whoever acts by the critic walks into them."""
+
+
+class ChunkCritic:
+    """E critics of the executed part of a chunk, their targets, and one optimiser.
+
+    Attributes:
+        ensemble: the critics that learn; they are what selection at run time uses.
+        pessimism: standard deviations of the ensemble that :meth:`lower_bound` lies below its mean.
+    """
+
+    def __init__(self, ensemble: EnsembleCritic, *, learning_rate: float, target_rate: float, pessimism: float) -> None:
+        self.ensemble = ensemble
+        with torch.no_grad():
+            ensemble.head_bias.fill_(INITIAL_LOGIT)
+        self.pessimism = pessimism
+        self._target = copy.deepcopy(ensemble).requires_grad_(False)
+        self._target_rate = target_rate
+        self._optimizer = torch.optim.AdamW(ensemble.parameters(), learning_rate, weight_decay=1e-4, fused=True)
+
+    @torch.no_grad()
+    def values(self, condition: Tensor, chunks: Tensor) -> Tensor:
+        """Q of several chunks in each state, (E, B, S). condition: (B, To * Do); chunks: executed parts, (B, S, L, Da)."""
+        return torch.sigmoid(_logits(self.ensemble, condition, chunks))
+
+    @torch.no_grad()
+    def cross_values(self, condition: Tensor, chunks: Tensor) -> Tensor:
+        """Q of every chunk in every state, (E, n, m). condition: (n, To * Do); chunks: executed parts, (m, L, Da)."""
+        return torch.sigmoid(self.ensemble.cross(condition, chunks))
+
+    def lower_bound(self, values: Tensor) -> Tensor:
+        """Mean of the ensemble less ``pessimism`` standard deviations, over the first dimension."""
+        return values.mean(0) - self.pessimism * values.std(0, unbiased=False)
+
+    @torch.no_grad()
+    def target_values(self, condition: Tensor, chunks: Tensor, generator: torch.Generator) -> Tensor:
+        """The smaller of two target critics drawn at random, (B, S) (REDQ, Chen et al. 2021, arXiv 2101.05982)."""
+        pair = torch.randperm(self.ensemble.heads, generator=generator)[:2]
+        return torch.sigmoid(_logits(self._target, condition, chunks, pair)).min(0).values
+
+    def loss(self, condition: Tensor, chunk: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy of Q(s, a) with ``target`` (B,) in [0, 1], mean over pairs and heads (Farebrother et al. 2024, arXiv 2403.03950)."""
+        logits = self.ensemble(condition, chunk)
+        return functional.binary_cross_entropy_with_logits(logits, target.expand_as(logits))
+
+    def step(self, loss: Tensor) -> Tensor:
+        """One gradient step on ``loss``, and the targets follow; returns the gradient's norm."""
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.ensemble.parameters() if p.grad is not None])
+        self._optimizer.step()
+        torch._foreach_lerp_(list(self._target.parameters()), list(self.ensemble.parameters()), self._target_rate)
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State by name; the ensemble as ``critic.*``, which is what selection reads."""
+        tensors = {f"critic.{name}": tensor for name, tensor in self.ensemble.state_dict().items()}
+        tensors |= {f"target_critic.{name}": tensor for name, tensor in self._target.state_dict().items()}
+        return tensors | optimizer_state(self._optimizer, "critic_optimizer.")
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of :meth:`tensors`. Raises RuntimeError on another network's."""
+        self.ensemble.load_state_dict(select(tensors, "critic."))
+        self._target.load_state_dict(select(tensors, "target_critic."))
+        restore_optimizer(self._optimizer, tensors, "critic_optimizer.")
+
+
+def _logits(ensemble: EnsembleCritic, condition: Tensor, chunks: Tensor, heads: Heads = ALL) -> Tensor:
+    """Logits (E, B, S); the state's term is computed once for all its chunks."""
+    chunk_term = ensemble.chunk_term(chunks.flatten(0, 1), heads).unflatten(1, chunks.shape[:2])
+    return ensemble.from_terms(ensemble.condition_term(condition, heads)[:, :, None] + chunk_term, heads)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay of whole episodes as chunk-level transitions, demonstrations and own experience side by side."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from otpr_policy.errors import DemonstrationError
+from otpr_policy.spec import Array
+from otpr_trainer.data.demonstrations import Demonstrations
+from otpr_trainer.policy import DiffusionPolicy
+
+
+class Origin(IntEnum):
+    """Where a transition comes from."""
+
+    DEMONSTRATION = 0
+    SUCCESS = 1  # an own episode that solved the task
+    FAILURE = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One episode of T control steps, physical units.
+
+    Args:
+        observation: (T + 1, Do).
+        action: (T + tail, Da); the tail are planned actions that the episode's end left undone, fewer than a chunk.
+        reward: (T,).
+        terminated: nothing follows the last state; else it was cut off there and has a value.
+        origin: where it comes from.
+    """
+
+    observation: Array
+    action: Array
+    reward: Array
+    terminated: bool
+    origin: Origin
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+
+@dataclass(frozen=True, eq=False)
+class Transitions:
+    """Rows of :class:`Replay`. ``state`` and ``next_state`` (B,) are rows of its states; ``chunk`` (B, Ta, Da) normalised; ``reward``
+    (B,) discounted within the chunk; ``discount`` (B,) of the next state's value, gamma^k or 0 at a true end; ``origin`` (B,)."""
+
+    state: Tensor
+    chunk: Tensor
+    reward: Tensor
+    discount: Tensor
+    next_state: Tensor
+    origin: Tensor
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def rows(self, index: Tensor) -> "Transitions":
+        """The rows at ``index``."""
+        return Transitions(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def transitions(trajectory: Trajectory, chunk: Tensor, executed_length: int, gamma: float, first_state: int) -> Transitions:
+    """All windows of an episode, one per control step whose chunk is known.
+
+    Step t yields (s_t, a_t..a_{t+Ta-1}, sum_{i<k} gamma^i r_{t+i}, s_{t+k}), with k the executed length or fewer where the episode ends.
+
+    Args:
+        trajectory: the episode.
+        chunk: its actions, normalised, (T + tail, Da) cut into windows (W, Ta, Da).
+        executed_length: k of a whole chunk.
+        gamma: discount of one control step.
+        first_state: row of s_0.
+    """
+    steps = len(trajectory)
+    count = min(len(chunk), steps)
+    start = np.arange(count)
+    end = np.minimum(start + executed_length, steps)
+    reward = np.array([np.sum(gamma ** np.arange(e - s) * trajectory.reward[s:e]) for s, e in zip(start, end, strict=True)])
+    over = (end == steps) & trajectory.terminated
+    discount = np.where(over, 0.0, gamma ** (end - start))
+    return Transitions(
+        state=torch.as_tensor(first_state + start),
+        chunk=chunk[:count],
+        reward=torch.as_tensor(reward, dtype=torch.float32),
+        discount=torch.as_tensor(discount, dtype=torch.float32),
+        next_state=torch.as_tensor(first_state + end),
+        origin=torch.full((count,), int(trajectory.origin)),
+    )
+
+
+def of_demonstrations(demos: Demonstrations) -> list[Trajectory]:
+    """Demonstrations as episodes that end with their first reward, as own episodes do; what was recorded after it is the tail.
+
+    Raises:
+        DemonstrationError: a reward is neither 0 nor 1, or an episode has none: success is what fine-tuning maximises.
+    """
+    found = []
+    for number, episode in enumerate(demos.episodes):
+        if not np.isin(episode.reward, (0.0, 1.0)).all() or not episode.reward.any():
+            raise DemonstrationError(
+                f"episode {number}: fine-tuning maximises success, so it needs demonstrations with reward 1 where the task is solved "
+                f"and 0 elsewhere; got {np.unique(episode.reward)[:5]}"
+            )
+        steps = int(np.argmax(episode.reward)) + 1
+        observation, reward = episode.observation[: steps + 1], episode.reward[:steps]
+        found.append(Trajectory(observation, episode.action, reward, True, Origin.DEMONSTRATION))
+    return found
+
+
+
+class Replay:
+    """Everything that was seen: states with their cached candidate chunks, and the transitions between them. Tables that grow."""
+
+    def __init__(self, observation_horizon: int, chunk_length: int, executed_length: int, gamma: float) -> None:
+        self._observation_horizon = observation_horizon
+        self._chunk_length = chunk_length
+        self._executed_length = executed_length
+        self._gamma = gamma
+        self._condition = _Table()
+        self._candidates = _Table()
+        self._rows = {field.name: _Table() for field in fields(Transitions)}
+
+    def __len__(self) -> int:
+        """Number of transitions."""
+        return len(self._rows["state"])
+
+    @property
+    def states(self) -> int:
+        """M, the number of states."""
+        return len(self._condition)
+
+    @property
+    def condition(self) -> Tensor:
+        """Network condition of each state, (M, To * Do)."""
+        return self._condition.values
+
+    @property
+    def candidates(self) -> Tensor:
+        """Chunks that the policy would draw in each state, normalised, (M, S, Ta, Da); as fresh as :meth:`refresh` made them."""
+        return self._candidates.values
+
+    @property
+    def transitions(self) -> Transitions:
+        """All rows, in the order in which they came."""
+        return Transitions(**{name: table.values for name, table in self._rows.items()})
+
+    def add(self, trajectory: Trajectory, policy: DiffusionPolicy, draw: Callable[[Tensor], Tensor]) -> None:
+        """Takes in an episode. ``draw``: conditions (B, To * Do) to candidates (B, S, Ta, Da)."""
+        steps = len(trajectory)
+        history = np.maximum(np.arange(steps + 1)[:, None] + np.arange(1 - self._observation_horizon, 1), 0)
+        observation = torch.as_tensor(trajectory.observation[history], dtype=torch.float32)
+        action = policy.action.normalize(torch.as_tensor(trajectory.action, dtype=torch.float32))
+        windows = len(action) - self._chunk_length + 1
+        chunk = torch.stack([action[start : start + self._chunk_length] for start in range(max(windows, 0))]) if windows > 0 else None
+        condition = policy.condition(observation)
+        first_state = self.states
+        self._condition.extend(condition)
+        self._candidates.extend(draw(condition))
+        if chunk is not None:
+            rows = transitions(trajectory, chunk, self._executed_length, self._gamma, first_state)
+            for name, table in self._rows.items():
+                table.extend(getattr(rows, name))
+
+    def refresh(self, state: Tensor, candidates: Tensor) -> None:
+        """Replaces the candidates of some states. state: (B,); candidates: (B, S, Ta, Da)."""
+        self._candidates.values[state] = candidates
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tables as named tensors."""
+        tables = {"condition": self._condition, "candidates": self._candidates, **self._rows}
+        return {name: table.values for name, table in tables.items()}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        tables = {"condition": self._condition, "candidates": self._candidates, **self._rows}
+        for name, table in tables.items():
+            table.clear()
+            table.extend(tensors[name])
+
+
+class _Table:
+    """A tensor that grows along its first dimension; doubling its memory makes that cheap."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def values(self) -> Tensor:
+        """What is in it, a view."""
+        assert self._memory is not None, "nothing was added yet"
+        return self._memory[: self._length]
+
+    def clear(self) -> None:
+        self._memory, self._length = None, 0
+
+    def extend(self, rows: Tensor) -> None:
+        needed = self._length + len(rows)
+        if self._memory is None or needed > len(self._memory):
+            grown = rows.new_empty((max(needed, 2 * self._length), *rows.shape[1:]))
+            if self._length:
+                grown[: self._length] = self.values
+            self._memory = grown
+        self._memory[self._length : needed] = rows
+        self._length = needed

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy as one static ONNX graph: the chain unrolled, what does not depend on inputs folded into constants.
+
+Written apart from the policy that trains, so that the proof of :mod:`otpr_trainer.export` compares two computations, not one with itself.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from otpr_trainer.diffusion import NOISE_CLIP
+from otpr_trainer.networks.critic import EnsembleCritic
+from otpr_trainer.policy import TorchPolicy
+from otpr_trainer.selection import SelectingPolicy, pessimistic_value
+
+OPSET = 18  # the oldest with Mish as one operator, so that old runtimes read the file
+MISH_CAP = 20.0  # above it mish(x) is x in float32; exp(2 x) must not overflow
+
+
+class PolicyGraph(nn.Module):
+    """The whole policy as one static computation: observation (1, To, Do) and noise (1, S * n, Ta, Da) to action (1, Ta, Da).
+
+    With S > 1 candidates the S chains are rows of one batch, which share the condition's term, and a critic picks one of them.
+    """
+
+    time_terms: Tensor
+
+    def __init__(self, policy: TorchPolicy, with_chain: bool) -> None:
+        """``with_chain``: also output the normalised chains, (S, K + 1, Ta, Da), and for S > 1 the candidates' values, (S,)."""
+        super().__init__()
+        self.policy = policy.policy
+        self.reverse = policy.reverse
+        self.candidates = policy.candidates
+        self.with_chain = with_chain
+        self.critic: CriticGraph | None = None
+        if isinstance(policy, SelectingPolicy) and policy.candidates > 1:
+            self.critic = CriticGraph(policy.critic, policy.pessimism)
+        with torch.no_grad():
+            self.register_buffer("time_terms", self.policy.network.time_term(torch.tensor(self.reverse.timesteps)))
+
+    def forward(self, observation: Tensor, noise: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Runs all denoising steps, then chooses."""
+        condition = self.policy.condition(observation)
+        chain = self._chains(condition, noise)
+        chunk, outputs = chain[-1], [torch.stack(chain, dim=1)] if self.with_chain else []
+        if self.critic is not None:
+            values = self.critic(condition, chunk)
+            chunk = chunk.index_select(0, values.argmax(dim=0, keepdim=True))  # ONNX takes the first of equals, as torch does
+            outputs += [values] if self.with_chain else []
+        action = self.policy.physical_action(chunk)
+        return (action, *outputs) if outputs else action
+
+    def _chains(self, condition: Tensor, noise: Tensor) -> list[Tensor]:
+        """Normalised chunks of each denoising step, start first, K + 1 tensors (S, Ta, Da)."""
+        reverse = self.reverse
+        condition_term = self.policy.network.condition_term(condition)
+        draws = noise if self.candidates == 1 else noise.reshape(self.candidates, -1, *noise.shape[2:])
+        chain, used = [draws[:, 0]], 1
+        for step in range(reverse.steps):
+            eps = self._denoise(chain[-1], condition_term + self.time_terms[step])
+            x = reverse.mean(step, chain[-1], eps)
+            if reverse.std[step] > 0.0:
+                x = x + float(reverse.std[step]) * draws[:, used].clamp(-NOISE_CLIP, NOISE_CLIP)
+                used += 1
+            chain.append(x)
+        return chain
+
+    def _denoise(self, x_k: Tensor, context: Tensor) -> Tensor:
+        network = self.policy.network
+        if self.candidates == 1:
+            return network.denoise(x_k, context)
+        x = network.from_chunk(x_k.flatten(1)) + context
+        for layer in network.trunk:
+            x = mish_by_exp(x) if isinstance(layer, nn.Mish) else layer(x)
+        return x.reshape(-1, *network.chunk_shape)
+
+
+class CriticGraph(nn.Module):
+    """An ensemble critic's values of S chunks for one condition, each head a stack of plain layers.
+
+    ONNX Runtime packs the weights of a two-dimensional product once, when the file is loaded, but not those of a batched one: head by
+    head the critic costs about half of what its batched form does.
+    """
+
+    def __init__(self, critic: EnsembleCritic, pessimism: float) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(_Head(critic, head) for head in range(critic.heads))
+        self.pessimism = pessimism
+
+    def forward(self, condition: Tensor, chunks: Tensor) -> Tensor:
+        """Values (S,). condition: (1, To * Do); chunks: (S, Ta, Da), both normalised."""
+        flat = chunks.flatten(1)
+        logits = torch.cat([head(condition, flat) for head in self.heads], dim=1)
+        return pessimistic_value(logits.T, self.pessimism)
+
+
+class _Head(nn.Module):
+    """One critic of the ensemble."""
+
+    def __init__(self, critic: EnsembleCritic, head: int) -> None:
+        super().__init__()
+        self.from_condition = _linear(critic.from_condition[head], critic.first_bias[head])
+        self.from_chunk = _linear(critic.from_chunk[head])
+        hidden = zip(critic.hidden, critic.hidden_bias, strict=True)
+        self.hidden = nn.ModuleList(_linear(weight[head], bias[head]) for weight, bias in hidden)
+        self.logit = _linear(critic.head[head], critic.head_bias[head])
+
+    def forward(self, condition: Tensor, chunks: Tensor) -> Tensor:
+        """Logits (S, 1). condition: (1, To * Do); chunks: (S, Ta * Da)."""
+        x = torch.addmm(self.from_condition(condition), chunks, self.from_chunk.weight.T)
+        for layer in self.hidden:
+            x = layer(_activate(x))
+        logit: Tensor = self.logit(_activate(x))
+        return logit
+
+
+def _activate(x: Tensor) -> Tensor:
+    return functional.silu(functional.layer_norm(x, x.shape[-1:]))
+
+
+def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """weight: (inputs, outputs); bias: (1, outputs)."""
+    layer = nn.Linear(weight.shape[0], weight.shape[1], bias=bias is not None)
+    with torch.no_grad():
+        layer.weight.copy_(weight.T)
+        if bias is not None:
+            layer.bias.copy_(bias[0])
+    return layer
+
+
+def mish_by_exp(x: Tensor) -> Tensor:
+    """mish(x) = x tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2).
+
+    For a batch: ONNX Runtime computes Mish as Softplus, Tanh and Mul, and its Softplus is not vectorised. On 8 rows of 256 that takes
+    24 us, this 4 us; without it 8 candidates cost more than 3 times one chain.
+    """
+    e = x.clamp(max=MISH_CAP).exp()
+    n = e * (e + 2.0)
+    return x * (n / (n + 2.0))
+
+
+def to_onnx(policy: TorchPolicy, with_chain: bool = False) -> onnx.ModelProto:
+    """The policy's graph, weights inside, float32, static shapes. ``with_chain``: see :class:`PolicyGraph`."""
+    spec = policy.spec
+    graph = PolicyGraph(policy, with_chain).eval()
+    example = (torch.zeros(1, spec.observation_horizon, spec.observation.size), torch.zeros(1, *policy.noise_shape))
+    extra = ["chain", "values"] if graph.critic is not None else ["chain"]
+    with _quiet():
+        program = torch.onnx.export(
+            graph,
+            example,
+            input_names=["observation", "noise"],
+            output_names=["action", *extra] if with_chain else ["action"],
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    for node in model.graph.node:
+        del node.metadata_props[:]  # the exporter's stack traces: large, and full of this machine's paths
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter's remarks on libraries that we do not use."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

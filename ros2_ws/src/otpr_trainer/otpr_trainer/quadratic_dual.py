@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Newton's method on the dual of quadratically regularised optimal transport; :mod:`otpr_trainer.transport` says what for.
+
+In units of 2 epsilon, with scores z = -cost / (2 epsilon) and potentials x, y, the compatibility is h_ij = (z_ij + x_i + y_j)_+ and
+the dual is
+
+    maximise  J(x, y) = p . x + q . y - 1/2 sum_ij p_i q_j h_ij^2,    stationary where  sum_j q_j h_ij = 1 = sum_i p_i h_ij.
+
+J is concave and piecewise quadratic. For given x the best y is found column by column, exactly. What is left is a concave function of x
+alone, whose second derivative is the Schur complement of J's. Semi-smooth Newton on it (Lorenz, Manns, Meyer 2021, arXiv 1903.01112,
+who take both sides at once) ends after finitely many steps, most often two to five.
+
+Where the support falls apart, the Schur complement is singular; Levenberg-Marquardt damping bounds the step there. If even a heavily
+damped step fails, a sweep of exact alternating maximisation takes its place. It always ascends, and alone it would converge too: J is
+differentiable, and each side has one best answer to the other.
+
+Arrays have a batch dimension and are float64: z and h (B, n, m), x (B, n, 1), y (B, 1, m), p (B, 1, n), q (B, m, 1). The Newton system
+is n x n, so n should be the smaller side. The large arrays are made once per problem: to make them anew costs more than to fill them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PASSES = 60  # of one fit; about 5 are used, and each shrinks a support or ends
+FIT = 1e-3  # error of the side that is solved exactly, over the tolerance
+START_TOLERANCE = 0.05
+START_ERROR = 2.0  # marginal error of a cold start above which a smoother problem is solved first,
+SMOOTHER = 5.0  # with so many times the epsilon,
+SMOOTHER_TOLERANCE = 1e-2
+LEAST_DAMPING, FIRST_DAMPING, MOST_DAMPING = 1e-10, 1e-8, 1e4  # shares of the curvature's diagonal
+ASCENT = 1e-4  # least share of the promised ascent (Armijo)
+ROUNDING = 1e-12  # of J, relative
+
+
+@dataclass
+class Dual:
+    """A point of the dual: potentials, compatibility, the largest marginal error of each problem (B,), Newton steps tried."""
+
+    x: Tensor
+    y: Tensor
+    h: Tensor
+    error: Tensor
+    steps: int
+
+
+def solve(z: Tensor, p: Tensor, q: Tensor, x: Tensor | None, tolerance: float, limit: int) -> Dual:
+    """Maximises J from ``x``, or from a start of its own.
+
+    Returns:
+        A point whose marginal errors are at most ``tolerance``, or the one reached after ``limit`` steps.
+    """
+    problem = _Problem(z, p, q)
+    if x is not None:
+        return _newton(problem, x, tolerance, limit)
+    x, steps = _cold_start(problem, limit)
+    dual = _newton(problem, x, tolerance, limit)
+    dual.steps += steps
+    return dual
+
+
+def _cold_start(problem: "_Problem", limit: int) -> tuple[Tensor, int]:
+    """Two alternating sweeps; where they end far off, the answer to the same problem with a larger epsilon. And the steps taken."""
+    x = problem.best_rows(torch.zeros_like(problem.z[:, :1]), START_TOLERANCE)
+    y = problem.best_columns(x, START_TOLERANCE)
+    x = problem.best_rows(y, START_TOLERANCE, x)
+    problem.best_columns(x, START_TOLERANCE, y)
+    if float((problem.h.bmm(problem.q) - 1.0).abs().max()) <= START_ERROR:
+        return x, 0
+    smoother = solve(problem.z / SMOOTHER, problem.p, problem.q, None, SMOOTHER_TOLERANCE, limit)
+    return SMOOTHER * smoother.x, smoother.steps
+
+
+def fit_columns(z: Tensor, p: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """The y and h of the columns' condition alone, with x = 0."""
+    h = torch.empty_like(z)
+    return _fit(z, p, tolerance, None, h, torch.empty_like(z)), h
+
+
+def _fit(z: Tensor, p: Tensor, tolerance: float, y: Tensor | None, h: Tensor, support: Tensor) -> Tensor:
+    """The y with sum_i p_i (z_ij + y_j)_+ = 1, from ``y``; leaves its compatibility in ``h``.
+
+    Newton on a convex piecewise linear function of one variable: from the second pass on, y falls and the support shrinks.
+    """
+    # The largest entry of a column is at least its mean. A smaller y might leave a column without support, and so without a slope.
+    least = 1.0 / p.sum(2, keepdim=True) - z.amax(1, keepdim=True)
+    y = least if y is None else torch.maximum(y, least)
+    for passed in range(PASSES + 1):
+        torch.add(z, y, out=h).relu_()
+        excess = p.bmm(h).sub_(1.0)
+        if passed == PASSES or float(excess.abs().max()) <= tolerance:
+            break
+        y = y - excess.div_(p.bmm(torch.sign(h, out=support)))
+    return y
+
+
+class _Problem:
+    """A batch of problems and the memory for solving it. ``h`` belongs to the point that was looked at last."""
+
+    def __init__(self, z: Tensor, p: Tensor, q: Tensor) -> None:
+        self.z, self.p, self.q = z, p, q
+        self.h, self._shifted, self._support = (torch.empty_like(z) for _ in range(3))
+        self._curvature, self._damped = (z.new_empty(len(z), z.shape[1], z.shape[1]) for _ in range(2))
+
+    def best_columns(self, x: Tensor, tolerance: float, y: Tensor | None = None) -> Tensor:
+        """The best y for x, searched from ``y``."""
+        torch.add(self.z, x, out=self._shifted)
+        return _fit(self._shifted, self.p, tolerance, y, self.h, self._support)
+
+    def best_rows(self, y: Tensor, tolerance: float, x: Tensor | None = None) -> Tensor:
+        """The best x for y, searched from ``x``."""
+        torch.add(self.z, y, out=self._shifted)
+        start = None if x is None else x.mT
+        return _fit(self._shifted.mT, self.q.mT, tolerance, start, self.h.mT, self._support.mT).mT
+
+    def look_at(self, x: Tensor, y: Tensor) -> None:
+        """Sets ``h`` to that of x and y."""
+        torch.add(self.z, x, out=self.h).add_(y).relu_()
+
+    def value(self, x: Tensor, y: Tensor) -> Tensor:
+        """J, (B, 1, 1), of the point that was looked at last."""
+        squares = torch.mul(self.h, self.h, out=self._shifted)
+        return self.p.bmm(x) + y.bmm(self.q) - 0.5 * self.p.bmm(squares.bmm(self.q))
+
+    def differentiate(self) -> Tensor:
+        """Keeps minus the second derivative of max_y J in x, the Schur complement. Returns the scale of its diagonal, (B, n, 1)."""
+        p, q = self.p, self.q
+        support = torch.sign(self.h, out=self._support)
+        row = support.bmm(q)
+        weighted = torch.mul(support, q.mT / p.bmm(support), out=self._shifted)
+        torch.bmm(weighted, support.mT, out=self._curvature).mul_(-p).mul_(p.mT)
+        row_scale = p.mT * row
+        self._curvature.diagonal(dim1=1, dim2=2).add_(row_scale[:, :, 0])
+        return torch.maximum(row_scale, p.mT * q.amin(1, keepdim=True))
+
+    def newton_step(self, gradient: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+        """The step in x, (B, n, 1), damped by what is added to the diagonal, (B, n, 1), and for which problems there is one, (B, 1, 1)."""
+        self._damped.copy_(self._curvature)
+        self._damped.diagonal(dim1=1, dim2=2).add_(damping[:, :, 0])
+        factor, failed = torch.linalg.cholesky_ex(self._damped)
+        return torch.cholesky_solve(gradient, factor), (failed == 0)[:, None, None]
+
+
+def _newton(problem: _Problem, x: Tensor, tolerance: float, limit: int) -> Dual:
+    p, q = problem.p, problem.q
+    fitted = FIT * tolerance
+    y = problem.best_columns(x, fitted)
+    value = problem.value(x, y)
+    damping = torch.full_like(value, FIRST_DAMPING)
+    steps, moved = 0, True
+    while True:
+        if moved:
+            residual = 1.0 - problem.h.bmm(q)
+            error = torch.maximum(residual.abs().amax((1, 2)), (1.0 - p.bmm(problem.h)).abs().amax((1, 2)))
+            unsolved = error > tolerance
+            left = int(unsolved.sum())
+        if left == 0 or steps >= limit:
+            problem.look_at(x, y)
+            return Dual(x, y, problem.h, error, steps)
+        if left <= len(x) // 2:  # the few that are left need not drag the others along
+            rest = _newton(_Problem(problem.z[unsolved], p[unsolved], q[unsolved]), x[unsolved], tolerance, limit - steps)
+            problem.look_at(x, y)
+            for all_, some in ((x, rest.x), (y, rest.y), (problem.h, rest.h), (error, rest.error)):
+                all_[unsolved] = some
+            return Dual(x, y, problem.h, error, steps + rest.steps)
+        if moved:
+            scale, gradient = problem.differentiate(), p.mT * residual
+
+        step, exists = problem.newton_step(gradient, damping * scale)
+        promised = (gradient * step).sum(1, keepdim=True)
+        stuck = damping > MOST_DAMPING
+        x_new = torch.where(exists & unsolved[:, None, None], x + step, x)
+        if bool(stuck.any()):
+            x_new = torch.where(stuck, problem.best_rows(y, fitted, x), x_new)
+        y_new = problem.best_columns(x_new, fitted, y)
+        value_new = problem.value(x_new, y_new)
+        ascent = value_new - value
+        good = ((ascent >= ASCENT * promised - ROUNDING * value.abs()) & exists) | stuck
+        accepted = good & unsolved[:, None, None]
+        share = 2.0 * ascent / promised  # 1 where J is as quadratic as it looked
+        factor = torch.where(good, torch.where(share > 0.75, 0.1, torch.where(share < 0.25, 4.0, 1.0)), 10.0)
+        damping = torch.where(stuck, 1.0, (damping * factor).clamp_min(LEAST_DAMPING))
+        steps += 1
+        moved = bool(accepted.any())
+        if moved:
+            x, y, value = (torch.where(accepted, new, old) for new, old in ((x_new, x), (y_new, y), (value_new, value)))
+            if not bool(accepted.all()):
+                problem.look_at(x, y)
