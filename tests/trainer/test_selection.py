@@ -68,7 +68,11 @@ def start_run(directory, learner, critic=CRITIC):
 def random_critic(config=CRITIC):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return config.network(SPEC)
+        critic = config.network(SPEC)
+        for name, parameter in critic.named_parameters():
+            if "bias" in name:  # which start at zero, where they could be mixed up or left out unseen
+                torch.nn.init.uniform_(parameter, -0.5, 0.5)
+        return critic
 
 
 @pytest.fixture
@@ -166,10 +170,10 @@ def test_of_equals_the_first_is_taken(policy):
 
 
 def test_an_ensembles_value_by_hand():
-    logits = torch.logit(torch.tensor([[0.9, 0.6], [0.3, 0.6]]))  # means 0.6 and 0.6, population deviations 0.3 and 0
-    assert pessimistic_value(logits, 1.0).tolist() == pytest.approx([0.3, 0.6])
-    assert pessimistic_value(logits, 0.5).tolist() == pytest.approx([0.45, 0.6])
-    assert pessimistic_value(logits, 0.0).tolist() == pytest.approx([0.6, 0.6])
+    q = torch.tensor([[0.9, 0.6], [0.3, 0.6]])  # means 0.6 and 0.6, population deviations 0.3 and 0
+    assert pessimistic_value(q, 1.0).tolist() == pytest.approx([0.3, 0.6])
+    assert pessimistic_value(q, 0.5).tolist() == pytest.approx([0.45, 0.6])
+    assert pessimistic_value(q, 0.0).tolist() == pytest.approx([0.6, 0.6])
 
 
 def test_a_batch_chooses_as_each_of_its_rows_does(policy):
@@ -251,6 +255,15 @@ def test_only_what_rounding_can_exchange_rivals_the_best():
     assert _rivals(values, errors).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
 
 
+def test_far_from_success_candidates_are_still_told_apart(policy):
+    """All values are near 1e-6; ONNX Runtime's own Sigmoid has errors of 6e-8 there, and the candidates differ by less."""
+    critic = random_critic()
+    with torch.no_grad():
+        critic.head_bias -= 14.0
+    several = selecting(policy, critic, pessimism=0.5)
+    assert prove(several, to_onnx(several), to_onnx(several, with_chain=True)).near_ties < PROOF_INPUTS // 16
+
+
 def test_where_values_tie_any_of_the_equals_is_accepted_and_counted_but_no_other(policy):
     """A steep critic saturates, so that several candidates have the value 1 exactly; the graph here takes the last of them."""
     critic = first_move_critic(1)
@@ -259,7 +272,7 @@ def test_where_values_tie_any_of_the_equals_is_accepted_and_counted_but_no_other
     several = selecting(policy, critic)
     model, with_chain = to_onnx(several), to_onnx(several, with_chain=True)
     parity = prove(several, changed(model, choose_the_last_of_equals), with_chain)
-    assert 0 < parity.near_ties <= PROOF_INPUTS // 2 and parity == prove(several, model, with_chain)
+    assert 0 < parity.near_ties < PROOF_INPUTS and parity == prove(several, model, with_chain)
     with pytest.raises(ArtifactError, match="differs from torch"):
         prove(several, changed(model, choose_the_worst), with_chain)
 
@@ -268,7 +281,7 @@ def test_a_critic_that_cannot_tell_candidates_apart_is_refused(policy):
     critic = first_move_critic(1)
     torch.nn.init.zeros_(critic.head)
     several = selecting(policy, critic)
-    with pytest.raises(ArtifactError, match=r"alike on 256 of 256 random inputs.* export 1 candidate"):
+    with pytest.raises(ArtifactError, match=r"apart on 0 of 256 random inputs, .* needs 16; export 1 candidate"):
         prove(several, to_onnx(several), to_onnx(several, with_chain=True))
 
 

@@ -41,6 +41,7 @@ setup(
             "eval = otpr_trainer.commands.eval:COMMAND",
             "export = otpr_trainer.commands.export:COMMAND",
             "train.bc = otpr_trainer.commands.train:BC",
+            "train.otpr = otpr_trainer.commands.train:OTPR",
         ],
     },
     zip_safe=False,

@@ -2,10 +2,14 @@
 """A diffusion policy while it is fine-tuned: the network that learns, and its running average, which acts and is kept."""
 
 import copy
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from otpr_policy.spec import Array
 from otpr_trainer.checkpoint import optimizer_state, restore_optimizer, select
 from otpr_trainer.diffusion import ReverseChain, reverse_chain
 from otpr_trainer.policy import DiffusionPolicy
@@ -39,6 +43,18 @@ class DiffusionActor:
         spec = self.learner.config.spec
         return self.reverse.noise_count(), spec.chunk_length, spec.action.size
 
+    def condition(self, observation: NDArray[Any]) -> Tensor:
+        """Observations (B, To, Do) in physical units to network conditions (B, To * Do)."""
+        return self.average.condition(torch.as_tensor(observation, dtype=torch.float32))
+
+    def normalized(self, action: NDArray[Any]) -> Tensor:
+        """Actions (..., Da) in physical units to what the chain works on."""
+        return self.average.action.normalize(torch.as_tensor(action, dtype=torch.float32))
+
+    def physical(self, chunk: Tensor) -> Array:
+        """Normalised chunks (B, Ta, Da) to physical units, within the action's bounds."""
+        return self.average.physical_action(chunk).numpy().astype(np.float64)
+
     def denoising_loss(self, condition: Tensor, x_0: Tensor) -> Tensor:
         """|| eps - eps_theta(x_k, k, s) ||^2 of each row, mean over elements, (B,); k uniform (DDPM eq. 14).
 
@@ -70,6 +86,8 @@ class DiffusionActor:
 
     def draw(self, condition: Tensor, count: int) -> Tensor:
         """``count`` fresh chunks in each state, (B, count, Ta, Da)."""
+        if count == 0:
+            return condition.new_empty((len(condition), 0, *self.noise_shape[1:]))
         parts = [
             self.sample(part, torch.randn((len(part), count, *self.noise_shape), generator=self._generator))
             for part in condition.split(DRAW_BATCH)

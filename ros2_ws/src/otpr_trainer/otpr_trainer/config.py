@@ -28,7 +28,10 @@ def add_flags(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
     for field in dataclasses.fields(kind):
         reason = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
         flag = f"--{field.name.replace('_', '-')}"
-        group.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS, metavar="X", help=reason)
+        if isinstance(field.default, bool):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=reason)
+        else:
+            group.add_argument(flag, type=type(field.default), default=argparse.SUPPRESS, metavar="X", help=reason)
 
 
 def given(arguments: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from otpr_trainer.checkpoint import optimizer_state, restore_optimizer, select
 from otpr_trainer.networks.critic import ALL, EnsembleCritic, Heads
+from otpr_trainer.selection import pessimistic_value
 
 INITIAL_LOGIT = -4.0
 """Values start at 0.02. From the usual 0.5 they take thousands of steps to sink in states that lead nowhere, because these bootstrap from
@@ -46,8 +47,8 @@ class ChunkCritic:
         return torch.sigmoid(self.ensemble.cross(condition, chunks))
 
     def lower_bound(self, values: Tensor) -> Tensor:
-        """Mean of the ensemble less ``pessimism`` standard deviations, over the first dimension."""
-        return values.mean(0) - self.pessimism * values.std(0, unbiased=False)
+        """What selection at run time reads off an ensemble: (E, ...) to (...)."""
+        return pessimistic_value(values, self.pessimism)
 
     @torch.no_grad()
     def target_values(self, condition: Tensor, chunks: Tensor, generator: torch.Generator) -> Tensor:
@@ -56,7 +57,7 @@ class ChunkCritic:
         return torch.sigmoid(_logits(self._target, condition, chunks, pair)).min(0).values
 
     def loss(self, condition: Tensor, chunk: Tensor, target: Tensor) -> Tensor:
-        """Cross entropy of Q(s, a) with ``target`` (B,) in [0, 1], mean over pairs and heads (Farebrother et al. 2024, arXiv 2403.03950)."""
+        """Cross entropy of Q(s, a) with ``target`` (B,) in [0, 1], mean over pairs and heads."""
         logits = self.ensemble(condition, chunk)
         return functional.binary_cross_entropy_with_logits(logits, target.expand_as(logits))
 

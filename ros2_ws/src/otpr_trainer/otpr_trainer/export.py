@@ -32,6 +32,7 @@ from otpr_trainer.sources import GraphSource, WeightsSource
 
 TOLERANCE = 1e-4  # of the range, for each denoising step and end to end
 PROOF_INPUTS = 256
+DECISIVE_INPUTS = 16  # least number on which the best candidate is beyond doubt: to choose wrongly and yet agree on these is 1 in 2^16
 
 
 def export(
@@ -92,7 +93,7 @@ def prove(policy: TorchPolicy, model: onnx.ModelProto, model_with_chain: onnx.Mo
     (see :func:`_rivals`): there either will do. Such inputs are counted, unless both lead to the same action anyway.
 
     Raises:
-        ArtifactError: they differ by more than TOLERANCE, or more than half of the inputs leave open which candidate is the best.
+        ArtifactError: they differ by more than TOLERANCE, or fewer than DECISIVE_INPUTS say which candidate is the best.
     """
     inputs = proof_inputs(policy, PROOF_INPUTS)
     ours = _torch_outcomes(policy, inputs)
@@ -112,10 +113,10 @@ def prove(policy: TorchPolicy, model: onnx.ModelProto, model_with_chain: onnx.Mo
             f"the graph differs from torch by {worst:.1e} of the range, more than {TOLERANCE:.0e} (per denoising step: {steps}; "
             f"values of candidates: {value_errors.max():.1e}; end to end: {end_to_end_error:.1e}); nothing was written"
         )
-    if near_ties > PROOF_INPUTS // 2:
+    if PROOF_INPUTS - near_ties < DECISIVE_INPUTS:
         raise ArtifactError(
-            f"the critic values the best candidates alike on {near_ties} of {PROOF_INPUTS} random inputs, too many to prove what the "
-            "graph chooses; export 1 candidate; nothing was written"
+            f"the critic tells candidates apart on {PROOF_INPUTS - near_ties} of {PROOF_INPUTS} random inputs, the proof of what the graph "
+            f"chooses needs {DECISIVE_INPUTS}; export 1 candidate; nothing was written"
         )
     return Parity(PROOF_INPUTS, TOLERANCE, step_errors, end_to_end_error, float(value_errors.max()), near_ties)
 

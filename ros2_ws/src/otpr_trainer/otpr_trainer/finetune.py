@@ -5,34 +5,251 @@ A round plays whole episodes and then learns from them, so a checkpoint between 
 goes on bit-equal. An algorithm adds how it acts and what it learns from a round.
 """
 
-import copy
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from otpr_policy.errors import RunError
+from otpr_policy.errors import EnvironmentSetupError, RunError
 from otpr_policy.success import SuccessRate
 from otpr_sim import registry
+from otpr_sim.shift import preset as shift_preset
 from otpr_sim.vector import VectorEnv
+from otpr_trainer import learner
 from otpr_trainer.actor import DiffusionActor
 from otpr_trainer.checkpoint import Checkpoint, select
 from otpr_trainer.config import positive, setting
-from otpr_trainer.data.replay import Origin, Replay, of_demonstrations
-from otpr_trainer.interaction import Account, Actor, play
+from otpr_trainer.data.replay import Replay, Trajectory, of_demonstrations
+from otpr_trainer.interaction import Account, Actor, Played, play
+from otpr_trainer.learner import Setup, retry_seed
 from otpr_trainer.rollout import SEED_LIMIT, check_fit
-from otpr_trainer.setup import Setup
 
-TRAINING_SEED_OFFSET = SEED_LIMIT
+SEED_OFFSET = SEED_LIMIT
 FIRST_EPISODE = 1_000_000_000
-"""Training episodes start from seeds that no evaluation (seed below SEED_LIMIT) and no collection (fewer attempts) ever uses."""
+"""With both, training episodes start from seeds that no evaluation (below SEED_LIMIT) and no collection (fewer attempts) ever uses."""
 VALIDATION_SEED = 30_000
-"""Of the evaluations during training. Reported numbers come from other seeds (evaluate.DEFAULT_SEED)."""
-RECENT = 100  # episodes that the success rate in the progress bar is over
+"""Of evaluations during training, which decide nothing. Reported numbers come from other seeds (evaluate.DEFAULT_SEED)."""
+RECENT = 100  # episodes that the success rate beside the progress bar is over
+BARREN_ROUNDS = 3  # in a row, without a whole episode: the environment is broken
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that all fine-tuning algorithms have."""
+
+    steps: int = setting(30_000, "budget of environment steps; the last round is played to its end")
+    preset: str = setting("nominal", "distribution shift to fine-tune under, see 'otpr tasks'")
+    envs: int = setting(10, "environments, which is episodes per round of play and learning")
+    sampling_steps: int = setting(5, "denoising steps of DDIM with eta 1 when acting, as in the exported policy")
+    batch_size: int = setting(256, "rows per gradient step of policy and critic")
+    actor_updates: float = setting(0.2, "gradient steps of the policy per environment step")
+    actor_learning_rate: float = setting(3e-4, "AdamW's, of the policy")
+    actor_ema: float = setting(0.99, "decay per gradient step of the averaged policy, which acts and is exported")
+    evaluate_every: int = setting(10_000, "environment steps between evaluations during training; 0 for none")
+    evaluate_episodes: int = setting(50, "episodes of each of them, not counted in the budget")
+
+    def __post_init__(self) -> None:
+        positive(self, "envs", "sampling_steps", "batch_size", "evaluate_episodes")
+        shift_preset(self.preset)
+        if not (self.actor_updates >= 0 and self.actor_learning_rate > 0 and 0 <= self.actor_ema < 1 and self.evaluate_every >= 0):
+            raise RunError(
+                "actor_updates and evaluate_every must be at least 0, actor_learning_rate above 0, actor_ema in [0, 1); "
+                f"got {self.actor_updates}, {self.evaluate_every}, {self.actor_learning_rate}, {self.actor_ema}"
+            )
+
+
+class FineTuner(learner.Learner):
+    """A learner that plays. Subclasses say how they act (:meth:`acting`) and what they learn from a round (:meth:`learn`)."""
+
+    unit = "step"
+    log_every = 1  # a row per round
+    checkpoint_every = 5000
+    step = 0
+    phases: tuple[str, ...] = ()
+    """Of :meth:`learn`, whose times are metrics."""
+
+    def __init__(self, config: Settings, setup: Setup, *, gamma: float = 1.0, candidates: int = 0) -> None:
+        """Starts the simulator processes.
+
+        Args:
+            config: settings.
+            setup: where it starts; ``setup.start`` is needed.
+            gamma: discount of one control step, for replay.
+            candidates: chunks of the policy that replay caches in each state.
+
+        Raises:
+            TaskError: the policy does not fit the task.
+            DemonstrationError: demonstrations without the reward of success.
+        """
+        assert setup.start is not None
+        self.policy_config = setup.start.config
+        spec = self.policy_config.spec
+        check_fit(spec, registry.spec(setup.task))
+        self.settings = config
+        self.total = config.steps
+        self.executed_length = spec.executed_length
+        self.generator = torch.Generator().manual_seed(setup.seed)
+        self.actor = DiffusionActor(
+            setup.start,
+            sampling_steps=config.sampling_steps,
+            learning_rate=config.actor_learning_rate,
+            ema_decay=config.actor_ema,
+            generator=self.generator,
+        )
+        self.replay = Replay(spec.observation_horizon, spec.chunk_length, spec.executed_length, gamma)
+        self._candidates = candidates
+        self._seed = setup.seed
+        self._round = 0
+        self._account = Account()
+        self._recent: deque[bool] = deque(maxlen=RECENT)
+        self._seconds: dict[str, float] = dict.fromkeys(("rollout", *self.phases), 0.0)
+        self._evaluation_due = config.evaluate_every > 0
+        for trajectory in of_demonstrations(setup.demos):
+            self._remember(trajectory)
+        self._vector = VectorEnv(
+            partial(registry.make, setup.task, shift=shift_preset(config.preset)),
+            registry.spec(setup.task),
+            envs=config.envs,
+            workers=min(setup.workers, config.envs),
+            executed_length=spec.executed_length,
+            spare=False,
+        )
+
+    @abstractmethod
+    def acting(self) -> Actor:
+        """What plays the next round."""
+
+    @abstractmethod
+    def evaluated(self) -> dict[str, Actor]:
+        """What evaluations during training judge, by name."""
+
+    def played(self, episode: Played) -> None:
+        """Told of each training episode, in order."""
+
+    @abstractmethod
+    def learn(self, before: int, after: int) -> dict[str, Tensor | float]:
+        """Learns from a round that took the step count from ``before`` to ``after``. Returns metrics, the main loss first."""
+
+    def update(self) -> dict[str, Tensor | float]:
+        """One round. Raises EnvironmentSetupError when no episode comes to its end any more."""
+        before = self.step
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        with self.timed("rollout"):
+            successes = self._play_round()
+        metrics = self.learn(before, self._account.steps)
+        self.step = self._account.steps
+        every = self.settings.evaluate_every
+        self._evaluation_due = every > 0 and self.step // every > before // every
+        played = {
+            "rollout/success": successes,
+            "rollout/lost_episodes": self._account.lost_episodes,
+            "replay/transitions": len(self.replay),
+        }
+        return metrics | played | {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
+
+    def progress(self) -> dict[str, str]:
+        """Success of the latest training episodes."""
+        return {"success": f"{sum(self._recent)}/{len(self._recent)}"}
+
+    def evaluations(self) -> list[dict[str, float]]:
+        """Success of all that :meth:`evaluated` names, on the same scenes each time."""
+        if not self._evaluation_due:
+            return []
+        self._evaluation_due = False
+        row: dict[str, float] = {}
+        for name, actor in self.evaluated().items():
+            episodes = range(self.settings.evaluate_episodes)
+            played = list(play(self._vector, actor, VALIDATION_SEED, episodes, Account()))
+            success = SuccessRate(sum(episode.success for episode in played), len(played))
+            low, high = success.interval
+            row |= {f"{name}/success": success.rate, f"{name}/low": low, f"{name}/high": high, f"{name}/episodes": len(played)}
+        return [row]
+
+    def checkpoint(self) -> Checkpoint:
+        """See Learner. Subclasses add to it."""
+        tensors = self.actor.tensors() | {f"replay.{name}": tensor for name, tensor in self.replay.state_dict().items()}
+        tensors["generator"] = self.generator.get_state()
+        values = {"round": self._round, "lost_episodes": self._account.lost_episodes, "recent": list(self._recent)}
+        return Checkpoint(self.step, tensors, values)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """See Learner. Subclasses add to it."""
+        try:
+            self.actor.restore(checkpoint.tensors)
+            self.replay.load_state_dict(select(checkpoint.tensors, "replay."))
+            self.generator.set_state(checkpoint.tensors["generator"])
+            self._round = int(checkpoint.values["round"])
+            self._recent = deque(checkpoint.values["recent"], maxlen=RECENT)
+            self._account = Account(checkpoint.step, int(checkpoint.values["lost_episodes"]))
+        except (KeyError, RuntimeError) as error:
+            raise RunError(f"the checkpoint is of another network or algorithm: {error}") from error
+        self.step = checkpoint.step
+        self._evaluation_due = False
+
+    def diverted(self, attempt: int) -> None:
+        """Draws other batches and noise from here on."""
+        self.generator.manual_seed(retry_seed(self._seed, self.step, attempt))
+
+    def close(self) -> None:
+        """Ends the simulator processes."""
+        self._vector.close()
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to this round's ``seconds/name``."""
+        start = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - start
+
+    def _play_round(self) -> float:
+        """Plays an episode per environment into replay; returns the share of successes."""
+        actor = self.acting()
+        for _ in range(BARREN_ROUNDS):
+            first = FIRST_EPISODE + self._round * self.settings.envs
+            numbers = range(first, first + self.settings.envs)
+            self._round += 1
+            played = list(play(self._vector, actor, self._seed + SEED_OFFSET, numbers, self._account))
+            if played:
+                break
+        else:
+            raise EnvironmentSetupError(
+                f"{BARREN_ROUNDS} rounds of {self.settings.envs} episodes were all lost with their worker processes"
+            )
+        for episode in sorted(played, key=lambda episode: episode.episode):  # the order of their ends depends on the workers
+            self._remember(episode.trajectory)
+            self.played(episode)
+            self._recent.append(episode.success)
+        return sum(episode.success for episode in played) / len(played)
+
+    def _remember(self, trajectory: Trajectory) -> None:
+        self.replay.add(trajectory, self.actor, self._candidates)
+
+
+class Metrics:
+    """Means over the updates of a round; 0 for a name that no update has reported."""
+
+    def __init__(self, *names: str) -> None:
+        self._sums: dict[str, Any] = dict.fromkeys(names, 0.0)
+        self._counts = dict.fromkeys(names, 0)
+
+    def add(self, values: dict[str, Tensor | float]) -> None:
+        """Adds one update's."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + (value.detach() if isinstance(value, Tensor) else value)
+            self._counts[name] += 1
+
+    def means(self) -> dict[str, Tensor | float]:
+        """The means, in the order of the names."""
+        return {name: float(total) / max(self._counts[name], 1) for name, total in self._sums.items()}
+
+
+def due(rate: float, before: int, after: int) -> int:
+    """Whole updates that fall between two step counts at ``rate`` updates per step; over a run their number is that of the rate."""
+    return int(rate * after) - int(rate * before)

@@ -42,7 +42,7 @@ class CriticConfig:
     def network(self, spec: PolicySpec) -> EnsembleCritic:
         """The critic of a policy's conditions and chunks, with random weights."""
         condition_size = spec.observation_horizon * spec.observation.size
-        return EnsembleCritic(condition_size, spec.chunk_length * spec.action.size, self.width, self.depth, self.heads)
+        return EnsembleCritic(condition_size, spec.executed_length * spec.action.size, self.width, self.depth, self.heads)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a run's config.json."""
@@ -57,9 +57,8 @@ class CriticConfig:
             raise RunError(f"the run's critic description is not readable: {error}") from error
 
 
-def pessimistic_value(logits: Tensor, pessimism: float) -> Tensor:
-    """An ensemble's value: mean - ``pessimism`` * population standard deviation over its heads, of the sigmoids. (E, ...) to (...)."""
-    q = logits.sigmoid()
+def pessimistic_value(q: Tensor, pessimism: float) -> Tensor:
+    """An ensemble's value: mean - ``pessimism`` * population standard deviation over its heads. q: (E, ...), to (...)."""
     mean = q.mean(dim=0)
     return mean - pessimism * q.std(dim=0, correction=0) if pessimism > 0.0 else mean
 
@@ -83,7 +82,7 @@ class SelectingPolicy(TorchPolicy):
     def values(self, observations: Tensor, chunks: Tensor) -> Tensor:
         """The critic's value of each candidate, (B, S). observations: (B, To, Do); chunks: (B * S, Ta, Da), normalised."""
         condition = self.policy.condition(observations).repeat_interleave(self.candidates, dim=0)
-        return pessimistic_value(self.critic(condition, chunks), self.pessimism).reshape(-1, self.candidates)
+        return pessimistic_value(self.critic(condition, chunks).sigmoid(), self.pessimism).reshape(-1, self.candidates)
 
     def choose(self, observations: Tensor, chunks: Tensor) -> Tensor:
         """The most valued chunk of each observation, (B, Ta, Da). observations: (B, To, Do); chunks: (B * S, Ta, Da), normalised."""

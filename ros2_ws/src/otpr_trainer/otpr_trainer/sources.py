@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from otpr_trainer.run import Run
     from otpr_trainer.selection import CriticConfig
 
-CANDIDATES_HELP = "chains per inference, of which the run's critic chooses one; above 1 only for runs that train a critic (default: 1)"
+CANDIDATES_HELP = "chains per inference, of which the run's critic chooses one; above 1 only for runs that train a critic"
 
 
 class PolicySource(Protocol):
@@ -67,6 +67,9 @@ class WeightsSource:
     eta: float = 0.0
     candidates: int = 1
     critic: CriticWeights | None = None
+
+    def __post_init__(self) -> None:
+        assert self.candidates == 1 or self.critic is not None
 
     @property
     def spec(self) -> PolicySpec:

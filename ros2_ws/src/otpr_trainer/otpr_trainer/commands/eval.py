@@ -30,7 +30,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--sampler", help="of a run: ddpm (default) or ddim; a policy file has its own")
     parser.add_argument("--steps", type=int, help="of a run: denoising steps, by default all that it was trained with")
     parser.add_argument("--eta", type=float, help="of a run with ddim: share of noise, 0 (default, deterministic) to 1")
-    parser.add_argument("--candidates", type=int, metavar="S", help=f"of a run: {CANDIDATES_HELP}")
+    parser.add_argument("--candidates", type=int, metavar="S", help=f"of a run: {CANDIDATES_HELP}; by default 1")
     parser.add_argument("--video", type=Path, default=SUPPRESS, metavar="FILE", help="also write the first episodes as a video (.mp4)")
     parser.add_argument(
         "--video-episodes",

@@ -178,3 +178,4 @@ def _refuse_changes(arguments: Namespace, algorithm: "Algorithm", config: "RunCo
 
 
 BC = command("otpr_trainer.algorithms.bc", "Behaviour-clone a diffusion policy from demonstrations.")
+OTPR = command("otpr_trainer.algorithms.otpr", "Fine-tune a diffusion policy in simulation by optimal transport (OTPR).")

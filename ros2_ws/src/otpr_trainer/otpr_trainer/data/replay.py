@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replay of whole episodes as chunk-level transitions, demonstrations and own experience side by side."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import IntEnum
 
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from otpr_policy.errors import DemonstrationError
 from otpr_policy.spec import Array
+from otpr_trainer.actor import DiffusionActor
 from otpr_trainer.data.demonstrations import Demonstrations
-from otpr_trainer.policy import DiffusionPolicy
 
 
 class Origin(IntEnum):
@@ -48,11 +47,14 @@ class Trajectory:
 @dataclass(frozen=True, eq=False)
 class Transitions:
     """Rows of :class:`Replay`. ``state`` and ``next_state`` (B,) are rows of its states; ``chunk`` (B, Ta, Da) normalised; ``reward``
-    (B,) discounted within the chunk; ``discount`` (B,) of the next state's value, gamma^k or 0 at a true end; ``origin`` (B,)."""
+    (B,) discounted within the chunk; ``discount`` (B,) of the next state's value, gamma^k or 0 at a true end; ``observed_return``
+    (B,) discounted to the episode's end; ``origin`` (B,).
+    """
 
     state: Tensor
     chunk: Tensor
     reward: Tensor
+    observed_return: Tensor
     discount: Tensor
     next_state: Tensor
     origin: Tensor
@@ -84,10 +86,12 @@ def transitions(trajectory: Trajectory, chunk: Tensor, executed_length: int, gam
     reward = np.array([np.sum(gamma ** np.arange(e - s) * trajectory.reward[s:e]) for s, e in zip(start, end, strict=True)])
     over = (end == steps) & trajectory.terminated
     discount = np.where(over, 0.0, gamma ** (end - start))
+    observed_return = np.array([np.sum(gamma ** np.arange(steps - s) * trajectory.reward[s:]) for s in start])
     return Transitions(
         state=torch.as_tensor(first_state + start),
         chunk=chunk[:count],
         reward=torch.as_tensor(reward, dtype=torch.float32),
+        observed_return=torch.as_tensor(observed_return, dtype=torch.float32),
         discount=torch.as_tensor(discount, dtype=torch.float32),
         next_state=torch.as_tensor(first_state + end),
         origin=torch.full((count,), int(trajectory.origin)),
@@ -111,7 +115,6 @@ def of_demonstrations(demos: Demonstrations) -> list[Trajectory]:
         observation, reward = episode.observation[: steps + 1], episode.reward[:steps]
         found.append(Trajectory(observation, episode.action, reward, True, Origin.DEMONSTRATION))
     return found
-
 
 
 class Replay:
@@ -150,22 +153,17 @@ class Replay:
         """All rows, in the order in which they came."""
         return Transitions(**{name: table.values for name, table in self._rows.items()})
 
-    def add(self, trajectory: Trajectory, policy: DiffusionPolicy, draw: Callable[[Tensor], Tensor]) -> None:
-        """Takes in an episode. ``draw``: conditions (B, To * Do) to candidates (B, S, Ta, Da)."""
+    def add(self, trajectory: Trajectory, actor: DiffusionActor, candidates: int) -> None:
+        """Takes in an episode and draws ``candidates`` chunks of the policy in each of its states."""
         steps = len(trajectory)
         history = np.maximum(np.arange(steps + 1)[:, None] + np.arange(1 - self._observation_horizon, 1), 0)
-        observation = torch.as_tensor(trajectory.observation[history], dtype=torch.float32)
-        action = policy.action.normalize(torch.as_tensor(trajectory.action, dtype=torch.float32))
-        windows = len(action) - self._chunk_length + 1
-        chunk = torch.stack([action[start : start + self._chunk_length] for start in range(max(windows, 0))]) if windows > 0 else None
-        condition = policy.condition(observation)
-        first_state = self.states
+        condition = actor.condition(trajectory.observation[history])
+        chunk = actor.normalized(trajectory.action).unfold(0, self._chunk_length, 1).transpose(1, 2)  # (windows, Ta, Da)
+        rows = transitions(trajectory, chunk, self._executed_length, self._gamma, self.states)
         self._condition.extend(condition)
-        self._candidates.extend(draw(condition))
-        if chunk is not None:
-            rows = transitions(trajectory, chunk, self._executed_length, self._gamma, first_state)
-            for name, table in self._rows.items():
-                table.extend(getattr(rows, name))
+        self._candidates.extend(actor.draw(condition, candidates))
+        for name, table in self._rows.items():
+            table.extend(getattr(rows, name))
 
     def refresh(self, state: Tensor, candidates: Tensor) -> None:
         """Replaces the candidates of some states. state: (B,); candidates: (B, S, Ta, Da)."""

@@ -70,6 +70,6 @@ def _activate(x: Tensor) -> Tensor:
 
 
 def _weight(heads: int, inputs: int, outputs: int, fan_in: int) -> nn.Parameter:
-    """torch's own initialisation of a linear layer, for each head: uniform within 1 / sqrt(fan_in)."""
+    """Torch's own initialisation of a linear layer, for each head: uniform within 1 / sqrt(fan_in)."""
     bound = 1.0 / math.sqrt(fan_in)
     return nn.Parameter(torch.empty(heads, inputs, outputs).uniform_(-bound, bound))

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OTPR: a diffusion policy fine-tuned by optimal transport between states and action chunks, with -Q as the cost.
+
+After Sun et al. 2025, "Score-Based Diffusion Policy Compatible with Reinforcement Learning via Optimal Transport" (arXiv 2502.12631).
+Where this differs from the released code, and what was measured, is in docs/otpr.md. In the paper's symbols:
+
+    cost            c(s, a) = -Q(s, a)
+    compatibility   H(s, a) = (u(s) + v(a) - c(s, a))_+ / (2 epsilon),  the density of the plan against p(s) q(a)
+    policy loss     E_{s ~ p, a ~ q} H(s, a) E_{k, eps} || eps - eps_theta(a_k, k, s) ||^2
+    mask            an expert's keypoint (s_k, a_k) is transported to its own partner and to nothing else
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from math import exp, log, sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from otpr_policy.errors import RunError, unknown
+from otpr_policy.spec import Array, PolicySpec
+from otpr_policy.success import SuccessRate
+from otpr_sim.vector import Integers
+from otpr_trainer import transport
+from otpr_trainer.checkpoint import Checkpoint
+from otpr_trainer.config import positive, setting
+from otpr_trainer.critic import ChunkCritic
+from otpr_trainer.data.replay import Origin, Transitions
+from otpr_trainer.finetune import FineTuner, Metrics, Settings, due
+from otpr_trainer.interaction import Actor, Played
+from otpr_trainer.learner import Setup
+from otpr_trainer.selection import CriticConfig
+
+NAME = "otpr"
+NEEDS_INIT = True
+
+
+class Pool(Enum):
+    """Whose action chunks a state may be transported to."""
+
+    OWN = "own"  # what was done there, and what the policy would do there
+    NEAR = "near"  # of the states of a neighbourhood
+    ALL = "all"  # of states from anywhere
+
+
+class Weights(Enum):
+    """How a row of costs becomes the weights H of its chunks."""
+
+    BALANCED = "balanced"  # optimal transport: each chunk is used as much as any other
+    SEMI_RELAXED = "semi_relaxed"  # without that constraint: a bad chunk may be used by no state
+    SOFTMAX = "softmax"
+    ARGMAX = "argmax"
+    UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """Defaults are what our ablation found best (docs/results.md); the paper's setting is docs/otpr.md's preset."""
+
+    gamma: float = setting(0.99, "discount per environment step")
+    critic_heads: int = setting(4, "critics in the ensemble")
+    critic_width: int = setting(256, "units per hidden layer of a critic")
+    critic_depth: int = setting(2, "hidden layers of a critic")
+    critic_learning_rate: float = setting(3e-4, "AdamW's, of the critics")
+    critic_updates: float = setting(0.25, "gradient steps of the critics per environment step; 0.25 is one per chunk of 4")
+    target_rate: float = setting(0.005, "share by which target critics follow per gradient step")
+    pessimism: float = setting(0.5, "standard deviations of the ensemble below its mean at which a chunk is valued")
+    observed_returns: bool = setting(True, "a return that was seen bounds a value from below; without, values take long to spread")
+    warmup_updates: int = setting(500, "gradient steps of the critics on demonstrations before the first round")
+    demo_share: float = setting(0.5, "share of demonstrations in a batch of the critics")
+    cached_candidates: int = setting(4, "chunks of the policy that replay keeps for each state")
+    refresh: float = setting(1.5, "states whose cached chunks are drawn anew, per environment step")
+    acting_candidates: int = setting(8, "chunks of which the critic chooses when acting by compatibility, S")
+    selection_start: int = setting(2000, "environment steps from which half the episodes act by compatibility")
+    actor_start: int = setting(4000, "environment steps from which the policy learns")
+    pool: str = setting("own", "whose chunks a state may be transported to: own, near or all")
+    weights: str = setting("semi_relaxed", "balanced, semi_relaxed, softmax, argmax or uniform")
+    support: float = setting(2.0, "chunks that the median state is transported to; the regularisation epsilon follows from it")
+    mask: bool = setting(True, "keypoints are transported to their own chunk alone")
+    keypoint_share: float = setting(0.5, "share of keypoints in a batch of the policy")
+    own_keypoints: bool = setting(True, "own successes are keypoints too, beside the demonstrations")
+    train_resampling: bool = setting(True, "draw chunks by H instead of weighting all of them")
+    gate: bool = setting(True, "transport only while acting by compatibility is not measured to be worse than a plain sample")
+    block_states: int = setting(48, "states of one transport problem")
+    block_chunks: int = setting(3, "chunks that each state brings into a pool of several states")
+    draws: int = setting(16, "chunks drawn by H for each state of a transport problem")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "critic_heads", "critic_width", "critic_depth", "cached_candidates", "acting_candidates", "block_states", "draws")
+        for name, kind in (("pool", Pool), ("weights", Weights)):
+            if getattr(self, name) not in (valid := [member.value for member in kind]):
+                raise RunError(unknown(name, getattr(self, name), valid))
+        if not (0 < self.gamma <= 1 and 0 <= self.demo_share < 1 and 0 <= self.keypoint_share <= 1 and 0 < self.target_rate <= 1):
+            raise RunError("gamma and target_rate must be in (0, 1], demo_share in [0, 1), keypoint_share in [0, 1]")
+        if not 1 <= self.block_chunks <= 1 + self.cached_candidates:
+            raise RunError(f"block_chunks must be in 1..{1 + self.cached_candidates}, one more than cached_candidates")
+
+
+class Learner(FineTuner):
+    """Rounds of play; then the critics, then the policy."""
+
+    phases = ("critic", "refresh", "transport", "policy")
+
+    def __init__(self, config: Config, setup: Setup) -> None:
+        super().__init__(config, setup, gamma=config.gamma, candidates=config.cached_candidates)
+        self.config = config
+        self.pool, self.weights = Pool(config.pool), Weights(config.weights)
+        sizes = CriticConfig(config.critic_width, config.critic_depth, config.critic_heads, config.pessimism)
+        self.critic_config = sizes.to_json()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(setup.seed)
+            ensemble = sizes.network(self.policy_config.spec)
+        self.critic = ChunkCritic(
+            ensemble, learning_rate=config.critic_learning_rate, target_rate=config.target_rate, pessimism=config.pessimism
+        )
+        self.demonstrations = len(self.replay)
+        self.epsilon = 0.1  # of a standardised cost; follows ``support``
+        self.arms = Arms()
+        self.health = _health(torch.ones(1, 1), self.epsilon)  # of the newest transport problem
+
+    # The critic
+
+    def critic_loss(self, batch: Transitions) -> Tensor:
+        """Cross entropy of Q(s, a) with y = max(r + gamma^k E_{a' ~ pi} min_i Q'_i(s', a'), G); G is the return seen after (s, a)."""
+        candidates = self.replay.candidates[batch.next_state][:, :, : self.executed_length]
+        next_values = self.critic.target_values(self.replay.condition[batch.next_state], candidates, self.generator)
+        y = batch.reward + batch.discount * next_values.mean(1)
+        if self.config.observed_returns:
+            y = torch.maximum(y, batch.observed_return)
+        return self.critic.loss(self.replay.condition[batch.state], batch.chunk[:, : self.executed_length], y)
+
+    def critic_batch(self) -> Transitions:
+        """Demonstrations and own experience, half and half (RLPD, Ball et al. 2023, arXiv 2302.02948); both with replacement."""
+        size, played = self.config.batch_size, len(self.replay) - self.demonstrations
+        own = 0 if played == 0 else size - int(size * self.config.demo_share)
+        expert_rows = self._integers(self.demonstrations, size - own)
+        own_rows = self.demonstrations + self._integers(played, own)
+        return self.replay.transitions.rows(torch.cat([expert_rows, own_rows]))
+
+    # The policy
+
+    def cost(self, values: Tensor) -> Tensor:
+        """C = -Q, at the ensemble's lower bound. values: (E, n, m)."""
+        return -self.critic.lower_bound(values)
+
+    def block(self) -> "Targets":
+        """One transport problem: some states, the chunks of the pool, and what each state is to imitate of them."""
+        rows = self.replay.transitions.rows(self._block_rows())
+        condition = self.replay.condition[rows.state]
+        known = torch.cat([rows.chunk[:, None], self.replay.candidates[rows.state]], dim=1)  # (n, 1 + cached, Ta, Da)
+        if self.pool is Pool.OWN:
+            chunks = torch.cat([known, self.actor.draw(condition, self.config.acting_candidates)], dim=1)
+            values = self.critic.values(condition, chunks[:, :, : self.executed_length])
+        else:
+            shared = known[:, : self.config.block_chunks].flatten(0, 1)
+            values = self.critic.cross_values(condition, shared[:, : self.executed_length])
+            chunks = shared.expand(len(condition), *shared.shape)
+        h = self.compatibility(self.cost(values)).float()
+        draws = self.config.draws
+        if self.config.train_resampling:
+            columns, dead = transport.resample(h, draws, self.generator)
+            weight = (~dead).float()[:, None].expand(-1, draws)
+        else:
+            columns = self._integers(h.shape[1], h.shape[0] * draws).reshape(-1, draws)
+            weight = h.gather(1, columns)
+        x_0 = chunks[torch.arange(len(chunks))[:, None], columns]
+        return Targets(condition.repeat_interleave(draws, 0), x_0.flatten(0, 1), weight.flatten())
+
+    def keypoints(self, count: int) -> "Targets":
+        """States of experts with their own chunks: what the mask leaves of their rows and columns."""
+        rows = self.replay.transitions.rows(self._keypoint_rows(count))
+        return Targets(self.replay.condition[rows.state], rows.chunk, torch.ones(count))
+
+    def policy_loss(self, targets: "Targets") -> Tensor:
+        """E H(s, a) || eps - eps_theta(a_k, k, s) ||^2; H is in the draw or in the weight (docs/otpr.md)."""
+        return (targets.weight * self.actor.denoising_loss(targets.condition, targets.x_0)).mean()
+
+    def compatibility(self, cost: Tensor) -> Tensor:
+        """H (n, m) of a cost (n, m), with epsilon led towards the wanted support."""
+        cost, _ = transport.standardize(cost)
+        columns = cost.shape[1]
+        if self.weights is Weights.UNIFORM:
+            return torch.ones_like(cost)
+        if self.weights is Weights.ARGMAX:
+            return torch.nn.functional.one_hot(cost.argmin(1), columns).to(cost)
+        if self.weights is Weights.SOFTMAX:
+            plan = torch.softmax(-cost / self.epsilon, 1) * columns
+            used = plan.sum(1) ** 2 / (plan**2).sum(1)
+        else:
+            solve = transport.balanced if self.weights is Weights.BALANCED else transport.semi_relaxed
+            plan = solve(cost, self.epsilon).compatibility
+            used = (plan > 0).sum(1)
+        self._lead_epsilon(float(used.double().median()))
+        self.health = _health(plan, self.epsilon)
+        return plan
+
+    # Rounds
+
+    def acting(self) -> Actor:
+        """Half the episodes by compatibility, once the critic has seen something."""
+        selecting = self.step >= self.config.selection_start
+        return Acting(self, (lambda episodes: episodes % 2 == 1) if selecting else _never)
+
+    def evaluated(self) -> dict[str, Actor]:
+        """One plain sample, and acting by compatibility."""
+        return {"policy": Acting(self, _never), "selected": Acting(self, _always)}
+
+    def played(self, episode: Played) -> None:
+        """Keeps which way of acting succeeds."""
+        selected = self.step >= self.config.selection_start and episode.episode % 2 == 1
+        self.arms.add(selected, episode.success)
+
+    def learn(self, before: int, after: int) -> dict[str, Tensor | float]:
+        """Critics, then policy; each as often as its rate says."""
+        config = self.config
+        metrics = Metrics("critic/loss", "critic/gradient", "policy/loss", "policy/gradient")
+        with self.timed("critic"):
+            for _ in range(due(config.critic_updates, before, after) + (config.warmup_updates if before == 0 else 0)):
+                loss = self.critic_loss(self.critic_batch())
+                metrics.add({"critic/loss": loss, "critic/gradient": self.critic.step(loss)})
+        with self.timed("refresh"):
+            states = self._integers(self.replay.states, due(config.refresh, before, after))
+            self.replay.refresh(states, self.actor.draw(self.replay.condition[states], config.cached_candidates))
+        updates = due(config.actor_updates, before, after) if after >= config.actor_start else 0
+        transporting = not config.gate or self.arms.selecting_is_not_worse
+        for targets in self._policy_batches(updates, transporting):
+            with self.timed("policy"):
+                loss = self.policy_loss(targets)
+                metrics.add({"policy/loss": loss, "policy/gradient": self.actor.step(loss)})
+        return metrics.means() | self.arms.metrics() | {"transport/open": float(transporting)} | self.health
+
+    def _policy_batches(self, count: int, transporting: bool) -> Iterator["Targets"]:
+        """Keypoints, and the rest of each batch from transport problems, shuffled together."""
+        size = self.config.batch_size
+        keypoints = int(size * self.config.keypoint_share) if transporting else size
+        pending: list[Targets] = []
+        for _ in range(count):
+            batch = [self.keypoints(keypoints)] if keypoints else []
+            if keypoints < size:
+                if not pending:
+                    with self.timed("transport"):
+                        block = self.block()
+                    order = torch.randperm(len(block.x_0), generator=self.generator)
+                    pending = [block.rows(part) for part in order.split(size - keypoints)]
+                batch.append(pending.pop())
+            yield Targets.joined(batch)
+
+    def checkpoint(self) -> Checkpoint:
+        """See Learner."""
+        base = super().checkpoint()
+        values = base.values | {"epsilon": self.epsilon, "arms": self.arms.to_json(), "health": self.health}
+        return Checkpoint(base.step, base.tensors | self.critic.tensors(), values)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """See Learner."""
+        super().restore(checkpoint)
+        try:
+            self.critic.restore(checkpoint.tensors)
+        except (KeyError, RuntimeError) as error:
+            raise RunError(f"the checkpoint is of another critic: {error}") from error
+        self.epsilon = float(checkpoint.values["epsilon"])
+        self.arms = Arms(checkpoint.values["arms"])
+        self.health = dict(checkpoint.values["health"])
+
+    # Drawing rows
+
+    def _integers(self, high: int, count: int) -> Tensor:
+        return torch.randint(high, (count,), generator=self.generator) if count else torch.zeros(0, dtype=torch.int64)
+
+    def _some_of(self, rows: Tensor, count: int) -> Tensor:
+        """``count`` of the given rows, or of the demonstrations where there are none; with replacement."""
+        return rows[self._integers(len(rows), count)] if len(rows) else self._integers(self.demonstrations, count)
+
+    def _keypoint_rows(self, count: int) -> Tensor:
+        """Demonstrations and own successes, half and half."""
+        origin = self.replay.transitions.origin
+        own = count // 2 if self.config.own_keypoints else 0
+        return torch.cat([self._integers(self.demonstrations, count - own), self._some_of((origin == Origin.SUCCESS).nonzero()[:, 0], own)])
+
+    def _block_rows(self) -> Tensor:
+        """Half from own successes, half from all that was played. For the pool NEAR, the neighbours of one such row."""
+        origin, count = self.replay.transitions.origin, self.config.block_states
+        played, solved = (origin != Origin.DEMONSTRATION).nonzero()[:, 0], (origin == Origin.SUCCESS).nonzero()[:, 0]
+        if self.pool is not Pool.NEAR:
+            return torch.cat([self._some_of(played, count - count // 2), self._some_of(solved, count // 2)])
+        anchor = self._some_of(solved if self._integers(2, 1).item() else played, 1)
+        state = self.replay.condition[self.replay.transitions.state]
+        distance = (state - state[anchor]).square().sum(1)
+        return distance.topk(min(count, len(distance)), largest=False).indices
+
+    def _lead_epsilon(self, used: float) -> None:
+        """A multiplicative step towards the epsilon at which the median row uses ``support`` chunks."""
+        ratio = log(max(used, 1.0)) - log(self.config.support)
+        self.epsilon = min(max(self.epsilon * exp(-0.2 * ratio), 1e-4), 1e2)
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Rows to imitate: ``condition`` (R, To * Do), clean normalised chunks ``x_0`` (R, Ta, Da), ``weight`` (R,)."""
+
+    condition: Tensor
+    x_0: Tensor
+    weight: Tensor
+
+    def rows(self, index: Tensor) -> "Targets":
+        """The rows at ``index``."""
+        return Targets(self.condition[index], self.x_0[index], self.weight[index])
+
+    @classmethod
+    def joined(cls, parts: "list[Targets]") -> "Targets":
+        """All rows of all parts."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("condition", "x_0", "weight")))
+
+
+class Acting:
+    """Plays with S chunks of the averaged policy to choose from: the critic's favourite in some episodes, the first in the others."""
+
+    def __init__(self, learner: Learner, selecting: Callable[[Integers], NDArray[np.bool_]]) -> None:
+        self._learner = learner
+        self._selecting = selecting
+        candidates = 1 if selecting is _never else learner.config.acting_candidates
+        self.spec: PolicySpec = learner.policy_config.spec
+        self.noise_shape = (candidates, *learner.actor.noise_shape)
+
+    def decide(self, observations: NDArray[Any], noise: NDArray[Any], episodes: Integers) -> Array:
+        """See Actor. The first chunk's noise is the plain policy's, so a plain episode is the same with and without others beside it."""
+        actor, critic = self._learner.actor, self._learner.critic
+        condition = actor.condition(observations)
+        chunks = actor.sample(condition, torch.as_tensor(noise, dtype=torch.float32))
+        choice = torch.zeros(len(chunks), dtype=torch.int64)
+        if chunks.shape[1] > 1:
+            values = critic.lower_bound(critic.values(condition, chunks[:, :, : self.spec.executed_length]))
+            choice = torch.where(torch.as_tensor(self._selecting(episodes)), values.argmax(1), choice)
+        return actor.physical(chunks[torch.arange(len(chunks)), choice])
+
+
+class Arms:
+    """Outcomes of the latest training episodes, those that were played by a plain sample apart from those by compatibility."""
+
+    WINDOW = 50
+
+    def __init__(self, outcomes: list[list[bool]] | None = None) -> None:
+        self._outcomes = [deque(arm, maxlen=self.WINDOW) for arm in outcomes or [[], []]]
+
+    def add(self, selected: bool, success: bool) -> None:
+        """Adds an episode."""
+        self._outcomes[selected].append(success)
+
+    @property
+    def selecting_is_not_worse(self) -> bool:
+        """False when acting by compatibility has succeeded less often, by more than a standard error of the difference."""
+        plain, selected = (SuccessRate(sum(arm), len(arm)) if arm else None for arm in self._outcomes)
+        if plain is None or selected is None:
+            return False
+        variance = sum((rate.successes + 1) * (rate.episodes - rate.successes + 1) / (rate.episodes + 2) ** 3 for rate in (plain, selected))
+        return selected.rate - plain.rate > -sqrt(variance)
+
+    def metrics(self) -> dict[str, float]:
+        """Success of each; 0 where there is no episode yet."""
+        return {f"arms/{name}": sum(arm) / max(len(arm), 1) for name, arm in zip(("plain", "selected"), self._outcomes, strict=True)}
+
+    def to_json(self) -> list[list[bool]]:
+        """Plain data to go on from."""
+        return [list(arm) for arm in self._outcomes]
+
+
+def _always(episodes: Integers) -> NDArray[np.bool_]:
+    return np.ones(len(episodes), dtype=bool)
+
+
+def _never(episodes: Integers) -> NDArray[np.bool_]:
+    return np.zeros(len(episodes), dtype=bool)
+
+
+def _health(h: Tensor, epsilon: float) -> dict[str, Tensor | float]:
+    """What tells whether a plan is any good: its marginals, how many chunks a row uses, and how spread its weights are."""
+    share = h / h.sum(1, keepdim=True).clamp(min=1e-12)
+    entropy = -(share * share.clamp(min=1e-12).log()).sum(1) / log(max(h.shape[1], 2))
+    return {
+        "transport/epsilon": epsilon,
+        "transport/row_error": float((h.mean(1) - 1).abs().max()),
+        "transport/column_error": float((h.mean(0) - 1).abs().max()),
+        "transport/support": float((h > 0).sum(1).double().mean()),
+        "transport/effective_chunks": float((1 / (share**2).sum(1).clamp(min=1e-12)).mean()),
+        "transport/entropy": float(entropy.mean()),
+        "transport/dead_rows": float((h.sum(1) <= 0).double().mean()),
+    }
