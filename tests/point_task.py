@@ -12,6 +12,7 @@ from otpr_policy.errors import TaskError
 from otpr_policy.spec import Array, Field, Semantics, VectorSpec
 from otpr_sim.env import Stepping, StepResult, TaskSpec
 from otpr_trainer.data.demonstrations import Demonstrations, Episode, Header, episode_path
+from otpr_trainer.learner import Setup
 
 OBSERVATION = VectorSpec((Field("position", "m", (-1.0,), (1.0,)), Field("temperature", "K", (0.0, 0.0), (100.0, 100.0))))
 ACTION = VectorSpec((Field("move", "m", (-0.2,), (0.2,), Semantics.DELTA), Field("spin", "rad", (-1.0,), (1.0,), Semantics.DELTA)))
@@ -88,6 +89,11 @@ def demonstrations(episodes: int = 8) -> Demonstrations:
     for _ in range(episodes):
         done = done.counting(True)
     return Demonstrations(done, tuple(demonstrate(number) for number in range(episodes)))
+
+
+def setup(episodes: int = 8, seed: int = 0) -> Setup:
+    """What an algorithm that starts from nothing learns this task from."""
+    return Setup("point", demonstrations(episodes), seed)
 
 
 def write_demonstrations(directory: Path, episodes: int = 8) -> Demonstrations:

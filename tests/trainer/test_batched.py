@@ -26,7 +26,7 @@ CONFIG = Config(chunk_length=4, executed_length=3, train_steps=6, width=32, dept
 @pytest.fixture(scope="module")
 def policy():
     """Noise in every denoising step."""
-    learner = Learner(CONFIG, point_task.demonstrations(20), seed=0)
+    learner = Learner(CONFIG, point_task.setup(20))
     for _ in range(150):
         learner.update()
     return WeightsSource(learner.policy_config, safetensors.torch.save(learner.ema.state_dict()), "ddpm", None).open()

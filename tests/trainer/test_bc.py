@@ -29,7 +29,7 @@ SMALL = Config(
 
 @pytest.fixture
 def learner():
-    return Learner(SMALL, point_task.demonstrations(), seed=0)
+    return Learner(SMALL, point_task.setup())
 
 
 def test_the_first_layer_is_one_linear_map_of_the_concatenation():
@@ -89,7 +89,7 @@ def test_the_averaged_weights_follow_the_recursion(learner):
 
 def test_equal_seeds_learn_equal_weights_and_others_do_not():
     def weights(seed):
-        learner = Learner(SMALL, point_task.demonstrations(), seed)
+        learner = Learner(SMALL, point_task.setup(seed=seed))
         for _ in range(5):
             learner.update()
         return learner.policy.network.from_chunk.weight
@@ -98,9 +98,26 @@ def test_equal_seeds_learn_equal_weights_and_others_do_not():
     assert not torch.equal(weights(3), weights(4))
 
 
+def test_the_first_losses_are_those_of_the_published_results(learner):
+    """A change of them is a change of every cloned policy, and belongs in the changelog as **results**."""
+    losses = [float(learner.update()["bc/loss"]) for _ in range(3)]
+    assert losses == pytest.approx([0.9037275314331055, 0.9915981888771057, 1.1745331287384033], rel=1e-6)  # processors round otherwise
+
+
+def test_a_diverted_learner_draws_other_batches_each_time():
+    def loss_after(*attempts):
+        learner = Learner(SMALL, point_task.setup())
+        for attempt in attempts:
+            learner.diverted(attempt)
+        return float(learner.update()["bc/loss"])
+
+    assert len({loss_after(), loss_after(1), loss_after(2), loss_after(3)}) == 4
+    assert loss_after(1) == loss_after(2, 1)
+
+
 def test_learning_leaves_the_global_random_state_alone(learner):
     state = torch.get_rng_state()
-    Learner(SMALL, point_task.demonstrations(), seed=1).update()
+    Learner(SMALL, point_task.setup(seed=1)).update()
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -115,7 +132,7 @@ def test_actions_stay_within_what_was_demonstrated(learner):
 
 def test_a_cloned_point_reaches_the_origin():
     config = Config(chunk_length=2, executed_length=2, train_steps=10, width=64, depth=2, time_size=16, iterations=600, batch_size=64)
-    learner = Learner(config, point_task.demonstrations(30), seed=0)
+    learner = Learner(config, point_task.setup(30))
     losses = [float(learner.update()["bc/loss"]) for _ in range(600)]
     assert np.mean(losses[-100:]) < 0.5 * np.mean(losses[:20])
     env, solved = point_task.PointEnv(), 0
@@ -136,7 +153,7 @@ def test_a_cloned_point_reaches_the_origin():
 )
 def test_a_setting_out_of_range_is_refused(change):
     with pytest.raises(OtprError):
-        Learner(Config(**change), point_task.demonstrations(), seed=0)
+        Learner(Config(**change), point_task.setup())
 
 
 def test_stored_settings_are_read_back_and_unknown_or_mistyped_ones_refused():

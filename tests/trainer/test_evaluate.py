@@ -26,7 +26,7 @@ CONFIG = Config(chunk_length=2, executed_length=2, train_steps=6, width=32, dept
 
 @pytest.fixture(scope="module")
 def source():
-    learner = Learner(CONFIG, point_task.demonstrations(20), seed=0)
+    learner = Learner(CONFIG, point_task.setup(20))
     for _ in range(150):
         learner.update()
     return WeightsSource(learner.policy_config, safetensors.torch.save(learner.ema.state_dict()), "ddim", 3)

@@ -26,7 +26,7 @@ CONFIG = Config(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     demos = point_task.demonstrations(20)
-    learner = Learner(CONFIG, demos, seed=3)
+    learner = Learner(CONFIG, point_task.setup(20, seed=3))
     policy = learner.policy_config.to_json()
     config = RunConfig("bc", "point", 3, CONFIG.__dict__, "demos", demos.sha256, policy, git_commit(), "0", utc_now())
     run = create(tmp_path_factory.mktemp("runs") / "run", config, overwrite=False)

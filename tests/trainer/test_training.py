@@ -27,7 +27,7 @@ SMALL = Config(chunk_length=2, executed_length=2, train_steps=5, width=16, depth
 
 
 def new_learner(config=SMALL):
-    return Learner(config, point_task.demonstrations(), seed=0)
+    return Learner(config, point_task.setup())
 
 
 def new_run(directory, learner, overwrite=False):
@@ -73,13 +73,14 @@ def test_rows_beyond_the_checkpoint_are_written_once(tmp_path):
     assert again.step == 100
     train(run, again)
     assert [row["step"] for row in rows(tmp_path / "run")] == ["50", "100", "150", "200"]
-    assert list(rows(tmp_path / "run")[0]) == ["step", "bc/loss", "bc/learning_rate"]
+    assert list(rows(tmp_path / "run")[0]) == ["step", "seconds", "bc/loss", "bc/learning_rate"]
 
 
 def test_the_newest_checkpoints_are_kept_and_older_ones_removed(tmp_path):
     learner = new_learner()
+    learner.checkpoint_every = 20
     run = new_run(tmp_path / "run", learner)
-    train(run, learner, checkpoint_every=20)
+    train(run, learner)
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["00000040.safetensors", "00000060.safetensors"]
     assert run.newest_checkpoint().step == 60
 
@@ -99,7 +100,8 @@ def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path, monkeypatch)
     with pytest.raises(OutputError, match="No space left on device"):
         train(run, learner)
     monkeypatch.undo()
-    assert [path.name for path in run.checkpoints.iterdir()] == ["00000020.safetensors"]  # and nothing half-written beside it
+    names = sorted(path.name for path in run.checkpoints.iterdir())
+    assert names == ["00000000.safetensors", "00000020.safetensors"]  # and nothing half-written beside them
     assert all(torch.equal(before[name], tensor) for name, tensor in run.newest_checkpoint().tensors.items())
 
 
@@ -152,9 +154,8 @@ from otpr_trainer.commands.train import BC
 import argparse
 parser = argparse.ArgumentParser()
 BC.add_arguments(parser)
-from otpr_trainer import train
-train.CHECKPOINT_EVERY = 5
-train.train.__kwdefaults__["checkpoint_every"] = 5
+from otpr_trainer.algorithms import bc
+bc.Learner.checkpoint_every = 5
 sys.exit(BC.run(parser.parse_args(sys.argv[1:])))
 """
 FLAGS = ["--chunk-length", "2", "--executed-length", "2", "--width", "64", "--depth", "2", "--iterations", "100000", "--batch-size", "64"]

@@ -57,7 +57,7 @@ class PaintedPoint(point_task.PointEnv):
 @pytest.fixture(scope="module")
 def source() -> WeightsSource:
     config = Config(chunk_length=2, executed_length=2, train_steps=6, width=32, depth=2, time_size=8, iterations=150, batch_size=64)
-    learner = Learner(config, point_task.demonstrations(20), seed=0)
+    learner = Learner(config, point_task.setup(20))
     for _ in range(150):
         learner.update()
     return WeightsSource(learner.policy_config, safetensors.torch.save(learner.ema.state_dict()), "ddim", 3)
