@@ -27,10 +27,18 @@ class ChunkCritic:
         pessimism: standard deviations of the ensemble that :meth:`lower_bound` lies below its mean.
     """
 
-    def __init__(self, ensemble: EnsembleCritic, *, learning_rate: float, target_rate: float, pessimism: float) -> None:
+    def __init__(
+        self,
+        ensemble: EnsembleCritic,
+        *,
+        learning_rate: float,
+        target_rate: float,
+        pessimism: float,
+        initial_logit: float = INITIAL_LOGIT,
+    ) -> None:
         self.ensemble = ensemble
         with torch.no_grad():
-            ensemble.head_bias.fill_(INITIAL_LOGIT)
+            ensemble.head_bias.fill_(initial_logit)
         self.pessimism = pessimism
         self._target = copy.deepcopy(ensemble).requires_grad_(False)
         self._target_rate = target_rate

@@ -76,7 +76,7 @@ class FineTuner(learner.Learner):
     """Of :meth:`learn`, whose times are metrics."""
 
     def __init__(self, config: Settings, setup: Setup, *, gamma: float = 1.0, candidates: int = 0) -> None:
-        """Starts the simulator processes.
+        """Puts the demonstrations into replay.
 
         Args:
             config: settings.
@@ -113,7 +113,8 @@ class FineTuner(learner.Learner):
         self._evaluation_due = config.evaluate_every > 0
         for trajectory in of_demonstrations(setup.demos):
             self._remember(trajectory)
-        self._vector = VectorEnv(
+        self._make_vector = partial(
+            VectorEnv,
             partial(registry.make, setup.task, shift=shift_preset(config.preset)),
             registry.spec(setup.task),
             envs=config.envs,
@@ -121,6 +122,7 @@ class FineTuner(learner.Learner):
             executed_length=spec.executed_length,
             spare=False,
         )
+        self._vector: VectorEnv | None = None
 
     @abstractmethod
     def acting(self) -> Actor:
@@ -166,7 +168,7 @@ class FineTuner(learner.Learner):
         row: dict[str, float] = {}
         for name, actor in self.evaluated().items():
             episodes = range(self.settings.evaluate_episodes)
-            played = list(play(self._vector, actor, VALIDATION_SEED, episodes, Account()))
+            played = list(play(self._environments(), actor, VALIDATION_SEED, episodes, Account()))
             success = SuccessRate(sum(episode.success for episode in played), len(played))
             low, high = success.interval
             row |= {f"{name}/success": success.rate, f"{name}/low": low, f"{name}/high": high, f"{name}/episodes": len(played)}
@@ -199,7 +201,8 @@ class FineTuner(learner.Learner):
 
     def close(self) -> None:
         """Ends the simulator processes."""
-        self._vector.close()
+        if self._vector is not None:
+            self._vector.close()
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -208,6 +211,12 @@ class FineTuner(learner.Learner):
         yield
         self._seconds[name] += time.perf_counter() - start
 
+    def _environments(self) -> VectorEnv:
+        """The simulator processes, started when they are needed first."""
+        if self._vector is None:
+            self._vector = self._make_vector()
+        return self._vector
+
     def _play_round(self) -> float:
         """Plays an episode per environment into replay; returns the share of successes."""
         actor = self.acting()
@@ -215,7 +224,7 @@ class FineTuner(learner.Learner):
             first = FIRST_EPISODE + self._round * self.settings.envs
             numbers = range(first, first + self.settings.envs)
             self._round += 1
-            played = list(play(self._vector, actor, self._seed + SEED_OFFSET, numbers, self._account))
+            played = list(play(self._environments(), actor, self._seed + SEED_OFFSET, numbers, self._account))
             if played:
                 break
         else:

@@ -84,6 +84,7 @@ class Config(Settings):
     train_resampling: bool = setting(True, "draw chunks by H instead of weighting all of them")
     gate: bool = setting(True, "transport only while acting by compatibility is not measured to be worse than a plain sample")
     block_states: int = setting(48, "states of one transport problem")
+    gain_sampling: int = setting(4, "states looked at for each that is transported, those with more to gain more often; 1 for any")
     block_chunks: int = setting(3, "chunks that each state brings into a pool of several states")
     draws: int = setting(16, "chunks drawn by H for each state of a transport problem")
 
@@ -180,22 +181,20 @@ class Learner(FineTuner):
 
     def compatibility(self, cost: Tensor) -> Tensor:
         """H (n, m) of a cost (n, m), with epsilon led towards the wanted support."""
-        cost, _ = transport.standardize(cost)
         columns = cost.shape[1]
         if self.weights is Weights.UNIFORM:
             return torch.ones_like(cost)
         if self.weights is Weights.ARGMAX:
-            return torch.nn.functional.one_hot(cost.argmin(1), columns).to(cost)
-        if self.weights is Weights.SOFTMAX:
-            plan = torch.softmax(-cost / self.epsilon, 1) * columns
-            used = plan.sum(1) ** 2 / (plan**2).sum(1)
+            return torch.nn.functional.one_hot(cost.argmin(1), columns).to(cost) * columns
+        if self.weights is Weights.BALANCED:
+            h = transport.balanced(transport.standardize(cost)[0], self.epsilon).compatibility
+        elif self.weights is Weights.SEMI_RELAXED:
+            h = transport.semi_relaxed(_row_standardized(cost), self.epsilon).compatibility
         else:
-            solve = transport.balanced if self.weights is Weights.BALANCED else transport.semi_relaxed
-            plan = solve(cost, self.epsilon).compatibility
-            used = (plan > 0).sum(1)
-        self._lead_epsilon(float(used.double().median()))
-        self.health = _health(plan, self.epsilon)
-        return plan
+            h = torch.softmax(-_row_standardized(cost) / self.epsilon, 1) * columns
+        self.health = _health(h, self.epsilon)
+        self._lead_epsilon(self.health["transport/median_chunks"])
+        return h
 
     # Rounds
 
@@ -238,7 +237,7 @@ class Learner(FineTuner):
     def _policy_batches(self, count: int, transporting: bool) -> Iterator["Targets"]:
         """Keypoints, and the rest of each batch from transport problems, shuffled together."""
         size = self.config.batch_size
-        keypoints = int(size * self.config.keypoint_share) if transporting else size
+        keypoints = size if not transporting else int(size * self.config.keypoint_share) if self.config.mask else 0
         pending: list[Targets] = []
         for _ in range(count):
             batch = [self.keypoints(keypoints)] if keypoints else []
@@ -284,15 +283,37 @@ class Learner(FineTuner):
         return torch.cat([self._integers(self.demonstrations, count - own), self._some_of((origin == Origin.SUCCESS).nonzero()[:, 0], own)])
 
     def _block_rows(self) -> Tensor:
-        """Half from own successes, half from all that was played. For the pool NEAR, the neighbours of one such row."""
-        origin, count = self.replay.transitions.origin, self.config.block_states
-        played, solved = (origin != Origin.DEMONSTRATION).nonzero()[:, 0], (origin == Origin.SUCCESS).nonzero()[:, 0]
+        """States with something to gain, from all that was played. For the pool NEAR, the neighbours of one of them.
+
+        Without the mask keypoints are states like others: their share of the batch goes into the transport problem.
+        """
+        if self.config.mask:
+            return self._rows_to_transport(self.config.block_states)
+        keypoints = int(self.config.block_states * self.config.keypoint_share)
+        return torch.cat([self._keypoint_rows(keypoints), self._rows_to_transport(self.config.block_states - keypoints)])
+
+    def _rows_to_transport(self, count: int) -> Tensor:
+        origin = self.replay.transitions.origin
+        played = (origin != Origin.DEMONSTRATION).nonzero()[:, 0]
         if self.pool is not Pool.NEAR:
-            return torch.cat([self._some_of(played, count - count // 2), self._some_of(solved, count // 2)])
-        anchor = self._some_of(solved if self._integers(2, 1).item() else played, 1)
+            return self._with_gain(self._some_of(played, self.config.gain_sampling * count), count)
+        anchor = self._with_gain(self._some_of(played, self.config.gain_sampling), 1)
         state = self.replay.condition[self.replay.transitions.state]
         distance = (state - state[anchor]).square().sum(1)
         return distance.topk(min(count, len(distance)), largest=False).indices
+
+    def _with_gain(self, rows: Tensor, count: int) -> Tensor:
+        """``count`` of the rows, with probability proportional to what the critics agree can be gained there by choosing.
+
+        Most states of a failed episode lie behind its mistake, where all chunks are alike; what is to be learnt is in the few before.
+        """
+        if len(rows) == count:
+            return rows
+        states = self.replay.transitions.state[rows]
+        values = self.critic.values(self.replay.condition[states], self.replay.candidates[states][:, :, : self.executed_length])
+        advantage = self.critic.lower_bound(values - values.mean(2, keepdim=True))
+        gain = advantage.amax(1).clamp(min=0.0) + 1e-6
+        return rows[torch.multinomial(gain, count, replacement=True, generator=self.generator)]
 
     def _lead_epsilon(self, used: float) -> None:
         """A multiplicative step towards the epsilon at which the median row uses ``support`` chunks."""
@@ -348,7 +369,17 @@ class Arms:
         return [list(arm) for arm in self._outcomes]
 
 
-def _health(h: Tensor, epsilon: float) -> dict[str, Tensor | float]:
+def _row_standardized(cost: Tensor) -> Tensor:
+    """Cost in units of its spread within rows, so that epsilon means the same whatever the scale of Q and the value of the states.
+
+    Unlike :func:`otpr_trainer.transport.standardize` it keeps what is good or bad of a chunk in every state: only the balanced plan,
+    whose columns have to be used whatever they cost, cannot see that.
+    """
+    centred = cost - cost.mean(1, keepdim=True)
+    return centred / centred.std().clamp(min=1e-6)
+
+
+def _health(h: Tensor, epsilon: float) -> dict[str, float]:
     """What tells whether a plan is any good: its marginals, how many chunks a row uses, and how spread its weights are."""
     share = h / h.sum(1, keepdim=True).clamp(min=1e-12)
     entropy = -(share * share.clamp(min=1e-12).log()).sum(1) / log(max(h.shape[1], 2))
@@ -356,7 +387,8 @@ def _health(h: Tensor, epsilon: float) -> dict[str, Tensor | float]:
         "transport/epsilon": epsilon,
         "transport/row_error": float((h.mean(1) - 1).abs().max()),
         "transport/column_error": float((h.mean(0) - 1).abs().max()),
-        "transport/support": float((h > 0).sum(1).double().mean()),
+        "transport/support": float((h > 0).double().mean()),
+        "transport/median_chunks": float((h > 1e-3 * h.amax(1, keepdim=True)).sum(1).double().median()),
         "transport/effective_chunks": float((1 / (share**2).sum(1).clamp(min=1e-12)).mean()),
         "transport/entropy": float(entropy.mean()),
         "transport/dead_rows": float((h.sum(1) <= 0).double().mean()),
