@@ -122,7 +122,7 @@ class _Head(nn.Module):
 
 
 def _activate(x: Tensor) -> Tensor:
-    return functional.silu(functional.layer_norm(x, x.shape[-1:]))
+    return functional.relu(functional.layer_norm(x, x.shape[-1:]))
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
