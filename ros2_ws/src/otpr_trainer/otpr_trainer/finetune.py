@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otpr_policy.errors import EnvironmentSetupError, RunError
+from otpr_policy.errors import DemonstrationError, EnvironmentSetupError, RunError
 from otpr_policy.success import SuccessRate
 from otpr_sim import registry
 from otpr_sim.shift import preset as shift_preset
@@ -86,7 +86,7 @@ class FineTuner(learner.Learner):
 
         Raises:
             TaskError: the policy does not fit the task.
-            DemonstrationError: demonstrations without the reward of success.
+            DemonstrationError: demonstrations without the reward of success, or none as long as a chunk.
         """
         assert setup.start is not None
         self.policy_config = setup.start.config
@@ -113,6 +113,8 @@ class FineTuner(learner.Learner):
         self._evaluation_due = config.evaluate_every > 0
         for trajectory in of_demonstrations(setup.demos):
             self._remember(trajectory)
+        if not len(self.replay):
+            raise DemonstrationError(f"no demonstration is as long as a chunk of {spec.chunk_length} steps")
         self._vector = VectorEnv(
             partial(registry.make, setup.task, shift=shift_preset(config.preset)),
             registry.spec(setup.task),
@@ -167,6 +169,8 @@ class FineTuner(learner.Learner):
         for name, actor in self.evaluated().items():
             episodes = range(self.settings.evaluate_episodes)
             played = list(play(self._vector, actor, VALIDATION_SEED, episodes, Account()))
+            if not played:
+                raise EnvironmentSetupError(f"all {len(episodes)} episodes of an evaluation were lost with their worker processes")
             success = SuccessRate(sum(episode.success for episode in played), len(played))
             low, high = success.interval
             row |= {f"{name}/success": success.rate, f"{name}/low": low, f"{name}/high": high, f"{name}/episodes": len(played)}
