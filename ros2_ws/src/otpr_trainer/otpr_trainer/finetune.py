@@ -25,7 +25,7 @@ from otpr_sim.vector import VectorEnv
 from otpr_trainer import learner
 from otpr_trainer.actor import DiffusionActor
 from otpr_trainer.checkpoint import Checkpoint, select
-from otpr_trainer.config import positive, setting
+from otpr_trainer.config import not_negative, positive, setting
 from otpr_trainer.data.replay import Replay, Trajectory, of_demonstrations
 from otpr_trainer.interaction import Account, Actor, Played, play
 from otpr_trainer.learner import Setup, retry_seed
@@ -57,11 +57,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         positive(self, "envs", "sampling_steps", "batch_size", "evaluate_episodes")
+        not_negative(self, "actor_updates", "evaluate_every")
         shift_preset(self.preset)
-        if not (self.actor_updates >= 0 and self.actor_learning_rate > 0 and 0 <= self.actor_ema < 1 and self.evaluate_every >= 0):
+        if not (self.actor_learning_rate > 0 and 0 <= self.actor_ema < 1):
             raise RunError(
-                "actor_updates and evaluate_every must be at least 0, actor_learning_rate above 0, actor_ema in [0, 1); "
-                f"got {self.actor_updates}, {self.evaluate_every}, {self.actor_learning_rate}, {self.actor_ema}"
+                f"actor_learning_rate must be above 0, actor_ema in [0, 1); got {self.actor_learning_rate}, {self.actor_ema}"
             )
 
 
