@@ -41,7 +41,7 @@ CRITIC = CriticConfig(width=16, depth=2, heads=3, pessimism=0.5)
 
 @pytest.fixture(scope="module")
 def learner():
-    learner = Learner(CONFIG, point_task.demonstrations(20), seed=3)
+    learner = Learner(CONFIG, point_task.setup(20, seed=3))
     for _ in range(100):
         learner.update()
     return learner
@@ -91,7 +91,7 @@ def selecting(policy, critic, candidates=4, pessimism=0.0, eta=1.0):
 def first_move_critic(*signs):
     """By hand: one head per sign, whose logit grows with sign * the chunk's first component and with nothing else.
 
-    Two units (x, -x) with x = c a; LayerNorm makes them (y, -y) with y = x / sqrt(x^2 + 1e-5); silu(y) - silu(-y) = y.
+    Two units (x, -x) with x = c a; LayerNorm makes them (y, -y) with y = x / sqrt(x^2 + 1e-5); relu(y) - relu(-y) = y.
     """
     critic = CriticConfig(width=2, depth=1, heads=len(signs), pessimism=0.0).network(SPEC)
     with torch.no_grad():

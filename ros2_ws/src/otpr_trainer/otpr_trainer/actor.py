@@ -76,7 +76,8 @@ class DiffusionActor:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.learner.parameters() if p.grad is not None])
         self._optimizer.step()
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.learner.parameters()), 1.0 - self._ema_decay)
+        with torch.no_grad():  # or autograd would remember every step
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.learner.parameters()), 1.0 - self._ema_decay)
         return norm
 
     @torch.no_grad()

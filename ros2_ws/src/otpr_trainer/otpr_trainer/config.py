@@ -3,6 +3,7 @@
 
 import argparse
 import dataclasses
+from math import inf
 from typing import Any, TypeVar
 
 from otpr_policy.errors import RunError, unknown
@@ -20,6 +21,13 @@ def positive(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise RunError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
+def not_negative(config: Any, *names: str) -> None:
+    """Raises RunError when one of the named fields is below 0 or not finite."""
+    for name in names:
+        if not 0 <= getattr(config, name) < inf:
+            raise RunError(f"{name} must be a number of at least 0, got {getattr(config, name)}")
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type[Any]) -> None:

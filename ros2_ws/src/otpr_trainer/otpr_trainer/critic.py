@@ -75,7 +75,8 @@ class ChunkCritic:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.ensemble.parameters() if p.grad is not None])
         self._optimizer.step()
-        torch._foreach_lerp_(list(self._target.parameters()), list(self.ensemble.parameters()), self._target_rate)
+        with torch.no_grad():  # or autograd would remember every step
+            torch._foreach_lerp_(list(self._target.parameters()), list(self.ensemble.parameters()), self._target_rate)
         return norm
 
     def tensors(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from otpr_policy.errors import EnvironmentSetupError, RunError
+from otpr_policy.errors import DemonstrationError, EnvironmentSetupError, RunError
 from otpr_policy.success import SuccessRate
 from otpr_sim import registry
 from otpr_sim.shift import preset as shift_preset
@@ -25,7 +25,7 @@ from otpr_sim.vector import VectorEnv
 from otpr_trainer import learner
 from otpr_trainer.actor import DiffusionActor
 from otpr_trainer.checkpoint import Checkpoint, select
-from otpr_trainer.config import positive, setting
+from otpr_trainer.config import not_negative, positive, setting
 from otpr_trainer.data.replay import Replay, Trajectory, of_demonstrations
 from otpr_trainer.interaction import Account, Actor, Played, play
 from otpr_trainer.learner import Setup, retry_seed
@@ -57,11 +57,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         positive(self, "envs", "sampling_steps", "batch_size", "evaluate_episodes")
+        not_negative(self, "actor_updates", "evaluate_every")
         shift_preset(self.preset)
-        if not (self.actor_updates >= 0 and self.actor_learning_rate > 0 and 0 <= self.actor_ema < 1 and self.evaluate_every >= 0):
+        if not (self.actor_learning_rate > 0 and 0 <= self.actor_ema < 1):
             raise RunError(
-                "actor_updates and evaluate_every must be at least 0, actor_learning_rate above 0, actor_ema in [0, 1); "
-                f"got {self.actor_updates}, {self.evaluate_every}, {self.actor_learning_rate}, {self.actor_ema}"
+                f"actor_learning_rate must be above 0, actor_ema in [0, 1); got {self.actor_learning_rate}, {self.actor_ema}"
             )
 
 
@@ -86,7 +86,7 @@ class FineTuner(learner.Learner):
 
         Raises:
             TaskError: the policy does not fit the task.
-            DemonstrationError: demonstrations without the reward of success.
+            DemonstrationError: demonstrations without the reward of success, or none as long as a chunk.
         """
         assert setup.start is not None
         self.policy_config = setup.start.config
@@ -113,6 +113,8 @@ class FineTuner(learner.Learner):
         self._evaluation_due = config.evaluate_every > 0
         for trajectory in of_demonstrations(setup.demos):
             self._remember(trajectory)
+        if not len(self.replay):
+            raise DemonstrationError(f"no demonstration is as long as a chunk of {spec.chunk_length} steps")
         self._make_vector = partial(
             VectorEnv,
             partial(registry.make, setup.task, shift=shift_preset(config.preset)),
@@ -169,6 +171,8 @@ class FineTuner(learner.Learner):
         for name, actor in self.evaluated().items():
             episodes = range(self.settings.evaluate_episodes)
             played = list(play(self._environments(), actor, VALIDATION_SEED, episodes, Account()))
+            if not played:
+                raise EnvironmentSetupError(f"all {len(episodes)} episodes of an evaluation were lost with their worker processes")
             success = SuccessRate(sum(episode.success for episode in played), len(played))
             low, high = success.interval
             row |= {f"{name}/success": success.rate, f"{name}/low": low, f"{name}/high": high, f"{name}/episodes": len(played)}

@@ -37,6 +37,7 @@ class PolicyGraph(nn.Module):
         self.policy = policy.policy
         self.reverse = policy.reverse
         self.candidates = policy.candidates
+        self.executed_length = policy.spec.executed_length
         self.with_chain = with_chain
         self.critic: CriticGraph | None = None
         if isinstance(policy, SelectingPolicy) and policy.candidates > 1:
@@ -50,7 +51,7 @@ class PolicyGraph(nn.Module):
         chain = self._chains(condition, noise)
         chunk, outputs = chain[-1], [torch.stack(chain, dim=1)] if self.with_chain else []
         if self.critic is not None:
-            values = self.critic(condition, chunk)
+            values = self.critic(condition, chunk[:, : self.executed_length])
             chunk = chunk.index_select(0, values.argmax(dim=0, keepdim=True))  # ONNX takes the first of equals, as torch does
             outputs += [values] if self.with_chain else []
         action = self.policy.physical_action(chunk)
@@ -94,7 +95,7 @@ class CriticGraph(nn.Module):
         self.pessimism = pessimism
 
     def forward(self, condition: Tensor, chunks: Tensor) -> Tensor:
-        """Values (S,). condition: (1, To * Do); chunks: (S, Ta, Da), both normalised."""
+        """Values (S,). condition: (1, To * Do); chunks: executed parts (S, L, Da), both normalised."""
         flat = chunks.flatten(1)
         logits = torch.cat([head(condition, flat) for head in self.heads], dim=1)
         # Not Sigmoid: ONNX Runtime's is exact to 6e-8 only, so that far from success rounding would choose.
@@ -113,7 +114,7 @@ class _Head(nn.Module):
         self.logit = _linear(critic.head[head], critic.head_bias[head])
 
     def forward(self, condition: Tensor, chunks: Tensor) -> Tensor:
-        """Logits (S, 1). condition: (1, To * Do); chunks: (S, Ta * Da)."""
+        """Logits (S, 1). condition: (1, To * Do); chunks: (S, L * Da)."""
         x = torch.addmm(self.from_condition(condition), chunks, self.from_chunk.weight.T)
         for layer in self.hidden:
             x = layer(_activate(x))
@@ -122,7 +123,7 @@ class _Head(nn.Module):
 
 
 def _activate(x: Tensor) -> Tensor:
-    return functional.silu(functional.layer_norm(x, x.shape[-1:]))
+    return functional.relu(functional.layer_norm(x, x.shape[-1:]))
 
 
 def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:

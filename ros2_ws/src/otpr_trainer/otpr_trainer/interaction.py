@@ -72,15 +72,14 @@ def play(vector: VectorEnv, actor: Actor, seed: int, episodes: Iterable[int], ac
             done = int(result.executed[env])
             account.steps += done
             observed[env].extend(result.observations[env, :done].copy())
-            rewards[env].extend(result.success[env] * (np.arange(done) == done - 1))
+            rewards[env].extend(float(result.success[env]) * (np.arange(done) == done - 1))
             acted[env].extend(actions[env, :done].copy())
             if result.ended[env]:
                 acted[env].extend(actions[env, done:].copy())
                 success = bool(result.success[env])
                 origin = Origin.SUCCESS if success else Origin.FAILURE
-                whole = Trajectory(
-                    np.stack(observed[env]), np.stack(acted[env]), np.array(rewards[env]), bool(result.terminated[env]), origin
-                )
+                over = success or bool(result.terminated[env])  # where success came with the horizon, too: a second one has no value
+                whole = Trajectory(np.stack(observed[env]), np.stack(acted[env]), np.array(rewards[env]), over, origin)
                 yield Played(int(result.episodes[env]), whole, success)
         account.lost_episodes += int(result.lost.sum())
         begin(result.begun)

@@ -82,7 +82,8 @@ class SelectingPolicy(TorchPolicy):
     def values(self, observations: Tensor, chunks: Tensor) -> Tensor:
         """The critic's value of each candidate, (B, S). observations: (B, To, Do); chunks: (B * S, Ta, Da), normalised."""
         condition = self.policy.condition(observations).repeat_interleave(self.candidates, dim=0)
-        return pessimistic_value(self.critic(condition, chunks).sigmoid(), self.pessimism).reshape(-1, self.candidates)
+        executed = chunks[:, : self.spec.executed_length]  # what is not carried out has no value
+        return pessimistic_value(self.critic(condition, executed).sigmoid(), self.pessimism).reshape(-1, self.candidates)
 
     def choose(self, observations: Tensor, chunks: Tensor) -> Tensor:
         """The most valued chunk of each observation, (B, Ta, Da). observations: (B, To, Do); chunks: (B * S, Ta, Da), normalised."""

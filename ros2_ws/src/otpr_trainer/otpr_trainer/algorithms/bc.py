@@ -101,7 +101,8 @@ class Learner(learner.Learner):
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.policy.parameters()), 1.0 - self.config.ema_decay)
+        with torch.no_grad():  # or autograd would remember every step
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.policy.parameters()), 1.0 - self.config.ema_decay)
         self.step += 1
         return {"bc/loss": loss.detach(), "bc/learning_rate": learning_rate}
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from otpr_policy.errors import RunError
 from otpr_trainer.acting import Acting, always, every_other, never
 from otpr_trainer.checkpoint import Checkpoint, optimizer_state, restore_optimizer, select
-from otpr_trainer.config import positive, setting
+from otpr_trainer.config import not_negative, positive, setting
 from otpr_trainer.critic import ChunkCritic
 from otpr_trainer.data.replay import Transitions
 from otpr_trainer.finetune import FineTuner, Metrics, Settings, due
@@ -48,8 +48,11 @@ class Config(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "critic_width", "critic_depth", "acting_candidates")
+        not_negative(self, "critic_updates", "warmup_updates")
         if not (0 < self.gamma <= 1 and 0 < self.expectile < 1 and 0 <= self.demo_share < 1 and 0 < self.target_rate <= 1):
             raise RunError("gamma and target_rate must be in (0, 1], expectile in (0, 1), demo_share in [0, 1)")
+        if not self.critic_learning_rate > 0:
+            raise RunError(f"critic_learning_rate must be above 0, got {self.critic_learning_rate}")
 
 
 class Learner(FineTuner):

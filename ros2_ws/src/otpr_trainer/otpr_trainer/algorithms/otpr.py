@@ -25,7 +25,7 @@ from otpr_policy.success import SuccessRate
 from otpr_trainer import transport
 from otpr_trainer.acting import Acting, Choosing, always, every_other, never
 from otpr_trainer.checkpoint import Checkpoint
-from otpr_trainer.config import positive, setting
+from otpr_trainer.config import not_negative, positive, setting
 from otpr_trainer.critic import ChunkCritic
 from otpr_trainer.data.replay import Origin, Transitions
 from otpr_trainer.finetune import FineTuner, Metrics, Settings, due
@@ -91,11 +91,14 @@ class Config(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "critic_heads", "critic_width", "critic_depth", "cached_candidates", "acting_candidates", "block_states", "draws")
+        not_negative(self, "critic_updates", "warmup_updates", "refresh", "pessimism")
         for name, kind in (("pool", Pool), ("weights", Weights)):
             if getattr(self, name) not in (valid := [member.value for member in kind]):
                 raise RunError(unknown(name, getattr(self, name), valid))
         if not (0 < self.gamma <= 1 and 0 <= self.demo_share < 1 and 0 <= self.keypoint_share <= 1 and 0 < self.target_rate <= 1):
             raise RunError("gamma and target_rate must be in (0, 1], demo_share in [0, 1), keypoint_share in [0, 1]")
+        if not (self.support >= 1 and self.critic_learning_rate > 0):
+            raise RunError(f"support must be at least 1, critic_learning_rate above 0; got {self.support}, {self.critic_learning_rate}")
         if not 1 <= self.block_chunks <= 1 + self.cached_candidates:
             raise RunError(f"block_chunks must be in 1..{1 + self.cached_candidates}, one more than cached_candidates")
 

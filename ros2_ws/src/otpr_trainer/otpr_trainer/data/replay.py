@@ -158,7 +158,11 @@ class Replay:
         steps = len(trajectory)
         history = np.maximum(np.arange(steps + 1)[:, None] + np.arange(1 - self._observation_horizon, 1), 0)
         condition = actor.condition(trajectory.observation[history])
-        chunk = actor.normalized(trajectory.action).unfold(0, self._chunk_length, 1).transpose(1, 2)  # (windows, Ta, Da)
+        action = actor.normalized(trajectory.action)
+        if len(action) < self._chunk_length:  # a demonstration without a whole chunk: states, but no transition
+            chunk = action.new_empty((0, self._chunk_length, action.shape[1]))
+        else:
+            chunk = action.unfold(0, self._chunk_length, 1).transpose(1, 2)  # (windows, Ta, Da)
         rows = transitions(trajectory, chunk, self._executed_length, self._gamma, self.states)
         self._condition.extend(condition)
         self._candidates.extend(actor.draw(condition, candidates))
