@@ -160,7 +160,6 @@ def _newton(problem: _Problem, x: Tensor, tolerance: float, limit: int) -> Dual:
             return Dual(x, y, problem.h, error, steps)
         if left <= len(x) // 2:  # the few that are left need not drag the others along
             rest = _newton(_Problem(problem.z[unsolved], p[unsolved], q[unsolved]), x[unsolved], tolerance, limit - steps)
-            problem.look_at(x, y)
             for all_, some in ((x, rest.x), (y, rest.y), (problem.h, rest.h), (error, rest.error)):
                 all_[unsolved] = some
             return Dual(x, y, problem.h, error, steps + rest.steps)
