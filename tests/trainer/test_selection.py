@@ -41,7 +41,7 @@ CRITIC = CriticConfig(width=16, depth=2, heads=3, pessimism=0.5)
 
 @pytest.fixture(scope="module")
 def learner():
-    learner = Learner(CONFIG, point_task.demonstrations(20), seed=3)
+    learner = Learner(CONFIG, point_task.setup(20, seed=3))
     for _ in range(100):
         learner.update()
     return learner
