@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from otpr_policy.spec import Array
+from otpr_policy.spec import Array, PolicySpec
 from otpr_trainer.checkpoint import optimizer_state, restore_optimizer, select
 from otpr_trainer.diffusion import ReverseChain, reverse_chain
 from otpr_trainer.policy import DiffusionPolicy
@@ -38,10 +38,14 @@ class DiffusionActor:
         self._optimizer = torch.optim.AdamW(self.learner.parameters(), learning_rate, weight_decay=1e-6, fused=True)
 
     @property
+    def spec(self) -> PolicySpec:
+        """What the policy reads and writes."""
+        return self.average.config.spec
+
+    @property
     def noise_shape(self) -> tuple[int, int, int]:
         """(n, Ta, Da), the normal draws of one chain."""
-        spec = self.learner.config.spec
-        return self.reverse.noise_count(), spec.chunk_length, spec.action.size
+        return self.reverse.noise_count(), self.spec.chunk_length, self.spec.action.size
 
     def condition(self, observation: NDArray[Any]) -> Tensor:
         """Observations (B, To, Do) in physical units to network conditions (B, To * Do)."""

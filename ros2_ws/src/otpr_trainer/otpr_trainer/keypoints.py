@@ -77,7 +77,12 @@ def guiding_score(states: Tensor, actions: Tensor, key_states: Tensor, key_actio
         key_states: (K, Ds).
         key_actions: (K, Da).
         temperature: > 0; OTPR's code has 0.1.
+
+    Raises:
+        TransportError: the temperature is not above 0.
     """
+    if not temperature > 0.0:
+        raise TransportError(f"the temperature of a guiding score must be above 0, not {temperature:g}")
     of_state = _relation(states, key_states, temperature)[:, None]
     of_action = _relation(actions, key_actions, temperature)[None]
     middle = (of_state + of_action) / 2.0

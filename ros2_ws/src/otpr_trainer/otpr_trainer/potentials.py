@@ -99,8 +99,10 @@ class Potentials(nn.Module):
             Steps taken.
 
         Raises:
-            TransportError: the tolerance was not reached.
+            TransportError: the tolerance was not reached, or ``max_steps`` is below 1.
         """
+        if max_steps < 1:
+            raise TransportError(f"potentials are fitted in at least 1 step, not {max_steps}")
         optimizer = torch.optim.Adam(self.parameters(), learning_rate)
         errors = (math.inf, math.inf)
         for step in range(1, max_steps + 1):

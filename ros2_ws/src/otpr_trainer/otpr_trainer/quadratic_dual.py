@@ -26,7 +26,7 @@ from torch import Tensor
 PASSES = 60  # of one fit; about 5 are used, and each shrinks a support or ends
 FIT = 1e-3  # error of the side that is solved exactly, over the tolerance
 START_TOLERANCE = 0.05
-START_ERROR = 2.0  # marginal error of a cold start above which a smoother problem is solved first,
+START_ERROR = 0.5  # marginal error of a cold start above which a smoother problem is solved first,
 SMOOTHER = 5.0  # with so many times the epsilon,
 SMOOTHER_TOLERANCE = 1e-2
 LEAST_DAMPING, FIRST_DAMPING, MOST_DAMPING = 1e-10, 1e-8, 1e4  # shares of the curvature's diagonal
@@ -55,7 +55,7 @@ def solve(z: Tensor, p: Tensor, q: Tensor, x: Tensor | None, tolerance: float, l
     if x is not None:
         return _newton(problem, x, tolerance, limit)
     x, steps = _cold_start(problem, limit)
-    dual = _newton(problem, x, tolerance, limit)
+    dual = _newton(problem, x, tolerance, limit - steps)
     dual.steps += steps
     return dual
 

@@ -11,22 +11,19 @@ Where this differs from the released code, and what was measured, is in docs/otp
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from math import exp, log, sqrt
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from otpr_policy.errors import RunError, unknown
-from otpr_policy.spec import Array, PolicySpec
 from otpr_policy.success import SuccessRate
-from otpr_sim.vector import Integers
 from otpr_trainer import transport
+from otpr_trainer.acting import Acting, Choosing, always, every_other, never
 from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.config import positive, setting
 from otpr_trainer.critic import ChunkCritic
@@ -205,15 +202,18 @@ class Learner(FineTuner):
     def acting(self) -> Actor:
         """Half the episodes by compatibility, once the critic has seen something."""
         selecting = self.step >= self.config.selection_start
-        return Acting(self, (lambda episodes: episodes % 2 == 1) if selecting else _never)
+        return self._acting(every_other if selecting else never)
 
     def evaluated(self) -> dict[str, Actor]:
         """One plain sample, and acting by compatibility."""
-        return {"policy": Acting(self, _never), "selected": Acting(self, _always)}
+        return {"policy": self._acting(never), "selected": self._acting(always)}
+
+    def _acting(self, selecting: Choosing) -> Acting:
+        return Acting(self.actor, self.critic, self.config.acting_candidates, selecting)
 
     def played(self, episode: Played) -> None:
         """Keeps which way of acting succeeds."""
-        selected = self.step >= self.config.selection_start and episode.episode % 2 == 1
+        selected = self.step >= self.config.selection_start and bool(every_other(np.array([episode.episode]))[0])
         self.arms.add(selected, episode.success)
 
     def learn(self, before: int, after: int) -> dict[str, Tensor | float]:
@@ -318,28 +318,6 @@ class Targets:
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("condition", "x_0", "weight")))
 
 
-class Acting:
-    """Plays with S chunks of the averaged policy to choose from: the critic's favourite in some episodes, the first in the others."""
-
-    def __init__(self, learner: Learner, selecting: Callable[[Integers], NDArray[np.bool_]]) -> None:
-        self._learner = learner
-        self._selecting = selecting
-        candidates = 1 if selecting is _never else learner.config.acting_candidates
-        self.spec: PolicySpec = learner.policy_config.spec
-        self.noise_shape = (candidates, *learner.actor.noise_shape)
-
-    def decide(self, observations: NDArray[Any], noise: NDArray[Any], episodes: Integers) -> Array:
-        """See Actor. The first chunk's noise is the plain policy's, so a plain episode is the same with and without others beside it."""
-        actor, critic = self._learner.actor, self._learner.critic
-        condition = actor.condition(observations)
-        chunks = actor.sample(condition, torch.as_tensor(noise, dtype=torch.float32))
-        choice = torch.zeros(len(chunks), dtype=torch.int64)
-        if chunks.shape[1] > 1:
-            values = critic.lower_bound(critic.values(condition, chunks[:, :, : self.spec.executed_length]))
-            choice = torch.where(torch.as_tensor(self._selecting(episodes)), values.argmax(1), choice)
-        return actor.physical(chunks[torch.arange(len(chunks)), choice])
-
-
 class Arms:
     """Outcomes of the latest training episodes, those that were played by a plain sample apart from those by compatibility."""
 
@@ -368,14 +346,6 @@ class Arms:
     def to_json(self) -> list[list[bool]]:
         """Plain data to go on from."""
         return [list(arm) for arm in self._outcomes]
-
-
-def _always(episodes: Integers) -> NDArray[np.bool_]:
-    return np.ones(len(episodes), dtype=bool)
-
-
-def _never(episodes: Integers) -> NDArray[np.bool_]:
-    return np.zeros(len(episodes), dtype=bool)
 
 
 def _health(h: Tensor, epsilon: float) -> dict[str, Tensor | float]:

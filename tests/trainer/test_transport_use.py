@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What prepares a cost for transport and what is done with a plan: scale, epsilon, resampling, the guiding score of keypoints."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from otpr_policy.errors import TransportError
+from otpr_trainer import transport
+from otpr_trainer.transport import Kind
+
+PLANS = {Kind.BALANCED: transport.balanced, Kind.SEMI_RELAXED: transport.semi_relaxed}
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), shift=st.floats(-100, 100), factor=st.floats(1e-3, 1e3))
+def test_a_standardised_cost_knows_neither_offsets_nor_scale(seed, shift, factor):
+    cost = normal(5, 8, seed=seed)
+    standard, scale = transport.standardize(cost)
+    moved, moved_scale = transport.standardize(factor * (cost + shift + 10.0 * normal(5, 1, seed=seed + 1) + normal(1, 8, seed=seed + 2)))
+    assert float((moved - standard).abs().max()) < 1e-9
+    assert float(moved_scale) == pytest.approx(factor * float(scale), rel=1e-9)
+    assert float(standard.mean(0).abs().max()) < 1e-12 and float(standard.mean(1).abs().max()) < 1e-12
+    assert float(standard.square().mean()) == pytest.approx(1.0)
+
+
+def test_the_scale_is_the_spread_that_is_left_without_row_and_column_effects():
+    standard, scale = transport.standardize(torch.tensor([[3.0, 1.0], [-1.0, 1.0]], dtype=torch.float64) + 7.0)
+    assert float(scale) == 1.0 and standard.tolist() == [[1.0, -1.0], [-1.0, 1.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_cost_without_spread_becomes_zeros_and_rounding_is_no_spread(dtype):
+    effects = (50.0 + normal(6, 1) + normal(1, 7, seed=1)).to(dtype)
+    for cost in (effects, torch.full((6, 7), 0.1, dtype=dtype), torch.zeros(6, 7, dtype=dtype), effects[:1], effects[:, :1]):
+        standard, scale = transport.standardize(cost)
+        assert (standard == 0).all() and scale == 0 and standard.shape == cost.shape
+
+
+def test_each_problem_of_a_batch_has_its_own_scale():
+    cost = torch.stack([normal(5, 8), torch.ones(5, 8, dtype=torch.float64), 3.0 * normal(5, 8)])
+    standard, scale = transport.standardize(cost)
+    assert scale.shape == (3,) and float(scale[1]) == 0.0 and float(scale[2]) == pytest.approx(3.0 * float(scale[0]))
+    assert torch.allclose(standard[2], standard[0])
+
+
+def test_keypoints_are_left_out_of_the_scale():
+    cost, pairs = normal(6, 8), [(1, 2), (4, 0)]
+    standard, scale = transport.standardize(cost, transport.keypoint_mask(6, 8, pairs))
+    rows, columns = [0, 2, 3, 5], [1, 3, 4, 5, 6, 7]
+    rest, rest_scale = transport.standardize(cost[rows][:, columns])
+    assert torch.allclose(standard[rows][:, columns], rest) and float(scale) == pytest.approx(float(rest_scale))
+    assert (standard[[1, 4]] == 0).all() and (standard[:, [2, 0]] == 0).all()
+    assert transport.standardize(cost[:2, :2], transport.keypoint_mask(2, 2, [(0, 1), (1, 0)]))[0].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("support", [0.05, 0.125, 0.2, 0.61, 1.0])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(("n", "m"), [(40, 64), (33, 20)])
+def test_the_median_row_of_the_plan_has_the_support_that_was_asked_for(kind, support, scale, n, m):
+    cost = scale * (normal(n, m) + 20.0)
+    plan = PLANS[kind](cost, transport.epsilon_for_support(cost, support, kind))
+    if kind is Kind.SEMI_RELAXED or support > 2 / m:
+        assert float(plan.support.median()) == pytest.approx(max(1, round(support * m)) / m, abs=1e-9)
+
+
+def test_one_action_per_state_is_a_support_that_a_semi_relaxed_plan_can_have():
+    cost = normal(9, 30)
+    assert transport.semi_relaxed(cost, transport.epsilon_for_support(cost, 1e-6, Kind.SEMI_RELAXED)).support.median() == pytest.approx(
+        1 / 30
+    )
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_where_every_epsilon_gives_the_same_plan_one_is_as_good_as_another(kind):
+    assert float(transport.epsilon_for_support(torch.full((5, 7), 3.0), 0.2, kind)) == 1.0
+
+
+def test_a_support_that_no_plan_has_is_refused():
+    for support in (0.0, -0.1, 1.1, math.nan):
+        with pytest.raises(TransportError, match=r"share in \(0, 1\]"):
+            transport.epsilon_for_support(normal(5, 7), support, Kind.BALANCED)
+    # Each of 4 states must take 10 of 40 actions.
+    with pytest.raises(TransportError, match="support of 0.1: the smallest found is 0.25"):
+        transport.epsilon_for_support(normal(4, 40), 0.1, Kind.BALANCED)
+
+
+def test_resampling_draws_each_action_as_often_as_its_share_of_the_row():
+    h = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]) + 1e-7
+    drawn, dead = transport.resample(h, 200_000, torch.Generator().manual_seed(0))
+    frequency = torch.stack([torch.bincount(row, minlength=3) for row in drawn]) / 200_000
+    assert frequency[0].tolist() == pytest.approx([0.0, 0.25, 0.75], abs=5e-3)
+    assert frequency[1].tolist() == pytest.approx([1.0, 0.0, 0.0], abs=1e-4)
+    assert frequency[2].tolist() == pytest.approx([1 / 3] * 3, abs=5e-3)
+    assert dead.tolist() == [False, False, True]
+
+
+def test_resampling_of_one_candidate_is_that_candidate_and_its_scale_does_not_matter():
+    assert transport.resample(torch.tensor([[0.7]]), 3)[0].tolist() == [[0, 0, 0]]
+    h = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(0))
+    draws = [transport.resample(scale * h, 7, torch.Generator().manual_seed(1)) for scale in (1.0, 256.0)]
+    assert torch.equal(draws[0][0], draws[1][0])
+    assert draws[0][0].shape == (4, 5, 7) and draws[0][1].shape == (4, 5)
+
+
+def test_the_mean_over_resampled_actions_is_the_weighted_mean():
+    """Training on one drawn action per state is unbiased for the loss weighted by h."""
+    plan = transport.semi_relaxed(normal(8, 40), 0.02)
+    loss = normal(8, 40, seed=1)
+    drawn, _ = transport.resample(plan.compatibility, 20_000, torch.Generator().manual_seed(2))
+    values = loss.gather(1, drawn)
+    weight = plan.compatibility / plan.compatibility.sum(1, keepdim=True)
+    deviation = values.mean(1) - (weight * loss).sum(1)
+    assert (deviation.abs() <= 3.5 * values.std(1) / math.sqrt(20_000) + 1e-12).all()
+
+
+def guide(points=(5, 7), keys=6, seed=0, temperature=0.1):
+    states, actions = normal(points[0], 3, seed=seed), normal(points[1], 4, seed=seed + 1)
+    key_states, key_actions = normal(keys, 3, seed=seed + 2), normal(keys, 4, seed=seed + 3)
+    return states, actions, key_states, key_actions, temperature
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.1, 10.0])
+def test_the_guiding_score_lies_between_0_and_ln_2_and_is_the_divergence_by_its_definition(temperature):
+    states, actions, key_states, key_actions, _ = guide()
+    score = transport.guiding_score(states, actions, key_states, key_actions, temperature)
+    assert score.shape == (5, 7) and (score >= 0).all() and (score <= math.log(2) + 1e-6).all()
+    cosine = torch.nn.functional.cosine_similarity
+
+    def relative(p, middle):
+        return torch.where(p > 0, p * (p / middle).log(), 0.0).sum()
+
+    r_s = torch.softmax(-(1 - cosine(states[2], key_states, dim=1)) / temperature, 0)
+    r_a = torch.softmax(-(1 - cosine(actions[3], key_actions, dim=1)) / temperature, 0)
+    middle = (r_s + r_a) / 2
+    divergence = (relative(r_s, middle) + relative(r_a, middle)) / 2
+    assert float(score[2, 3]) == pytest.approx(float(divergence), abs=1e-9)
+
+
+def test_the_guiding_score_is_0_where_relations_agree_and_grows_where_they_do_not():
+    axes = torch.eye(3, dtype=torch.float64)
+    score = transport.guiding_score(axes, axes, axes, axes, 0.1)
+    assert float(score.diagonal().max()) < 1e-12
+    assert float(score[0, 1]) > 0.6
+
+
+def test_the_guiding_score_knows_no_sides_and_no_order_of_keypoints():
+    states, actions, key_states, key_actions, temperature = guide()
+    score = transport.guiding_score(states, actions, key_states, key_actions, temperature)
+    assert torch.allclose(transport.guiding_score(actions, states, key_actions, key_states, temperature), score.T, atol=1e-12)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    assert torch.allclose(transport.guiding_score(states, actions, key_states[order], key_actions[order], temperature), score, atol=1e-12)
+    with pytest.raises(TransportError, match="temperature"):
+        transport.guiding_score(states, actions, key_states, key_actions, 0.0)
