@@ -47,6 +47,8 @@ def rows(path):
 def assert_same(ours, theirs):
     for name in ("metrics.csv", "evaluations.csv"):
         assert rows(ours / name) == rows(theirs / name), name
+    kept, expected = (sorted(path.name for path in (directory / "checkpoints").iterdir()) for directory in (ours, theirs))
+    assert kept == expected and len(kept) == 2  # and no unfinished file of who was killed
     one, other = (runs.load(directory).newest_checkpoint() for directory in (ours, theirs))
     assert one.step == other.step >= 150 and set(one.tensors) == set(other.tensors)
     for name, tensor in one.tensors.items():

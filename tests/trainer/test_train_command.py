@@ -181,6 +181,21 @@ def test_resuming_refuses_another_start_and_takes_the_same(folder, monkeypatch):
     assert run_command(TOY, "--resume", "--out", folder / "run", "--init", folder / "clone") == 0
 
 
+def test_a_learner_may_train_its_start_in_place(folder, monkeypatch):
+    identity = start.weights_sha256(runs.load(folder / "clone").policy())
+    build = toy_algorithm.Learner.__init__
+
+    def spoil(learner, config, setup):
+        build(learner, config, setup)
+        with torch.no_grad():
+            setup.start.network.from_chunk.bias += 1.0
+
+    monkeypatch.setattr(toy_algorithm.Learner, "__init__", spoil)
+    assert begin(folder, "--steps", 10) == 0
+    run = runs.load(folder / "run")
+    assert run.config.init_sha256 == identity == start.weights_sha256(start.kept(run))
+
+
 def test_a_start_that_was_tampered_with_is_refused(folder, monkeypatch):
     run = interrupted(folder, monkeypatch)
     path = run.directory / "start.safetensors"

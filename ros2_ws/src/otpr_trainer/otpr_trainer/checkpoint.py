@@ -54,7 +54,8 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Writes a checkpoint atomically, then removes all but the newest ``KEPT``. Raises OutputError; the others then stay."""
     path = folder / f"{checkpoint.step:08d}.safetensors"
     write(path, checkpoint)
-    for old in _all(folder)[:-KEPT]:
+    unfinished = folder.glob(".*.safetensors")  # of processes that were killed while they wrote
+    for old in (*_all(folder)[:-KEPT], *unfinished):
         with suppress(FileNotFoundError):
             old.unlink()
     return path

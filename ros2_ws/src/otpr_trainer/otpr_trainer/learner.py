@@ -22,7 +22,7 @@ class Setup:
         demos: demonstrations of it.
         seed: of all that the learner draws.
         workers: simulator processes, for an algorithm that plays episodes.
-        start: the policy of ``--init RUN``, in evaluation mode; None for an algorithm that starts from nothing.
+        start: the policy of ``--init RUN``, in evaluation mode, the learner's own copy; None for an algorithm that starts from nothing.
     """
 
     task: str

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """``otpr train ALGORITHM``: starts or resumes a training run. One command serves every algorithm."""
 
+import copy
 import importlib
 import json
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,7 +62,8 @@ def _run(arguments: Namespace, algorithm: "Algorithm") -> int:
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and a core left for others
     _check_flags(arguments, algorithm)
     plan = _resumed(arguments, algorithm) if arguments.resume else _new(arguments, algorithm)
-    with closing(algorithm.Learner(plan.config, plan.setup)) as learner:
+    own = replace(plan.setup, start=copy.deepcopy(plan.setup.start))  # the learner may train it in place, the run keeps it as it was
+    with closing(algorithm.Learner(plan.config, own)) as learner:
         refuse_no_budget(learner)
         run = plan.run or _create(arguments, algorithm, plan, learner)
         outcome = train(run, learner)
