@@ -60,9 +60,7 @@ class Settings:
         not_negative(self, "actor_updates", "evaluate_every")
         shift_preset(self.preset)
         if not (self.actor_learning_rate > 0 and 0 <= self.actor_ema < 1):
-            raise RunError(
-                f"actor_learning_rate must be above 0, actor_ema in [0, 1); got {self.actor_learning_rate}, {self.actor_ema}"
-            )
+            raise RunError(f"actor_learning_rate must be above 0, actor_ema in [0, 1); got {self.actor_learning_rate}, {self.actor_ema}")
 
 
 class FineTuner(learner.Learner):
