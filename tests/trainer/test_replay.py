@@ -112,7 +112,7 @@ def test_a_demonstration_ends_with_its_first_reward_and_what_came_after_serves_t
 
 @pytest.mark.parametrize("reward", [0.5, -1.0, 2.0, np.nan])
 def test_rewards_other_than_of_success_are_refused(reward):
-    with pytest.raises(DemonstrationError, match="episode 1: .* reward 1 where the task is solved and 0 elsewhere"):
+    with pytest.raises(DemonstrationError, match=r"episode 1: .* reward 1 where the task is solved and 0 elsewhere"):
         of_demonstrations(demonstrations([0] * 9 + [1], [0] * 8 + [reward, 1]))
 
 
