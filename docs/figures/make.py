@@ -114,7 +114,7 @@ def _train(learner: otpr.Learner, known: Tensor, logit: float, bounded: bool, up
     sizes = CriticConfig(config.critic_width, config.critic_depth, config.critic_heads, config.pessimism)
     torch.manual_seed(0)
     learner.critic = ChunkCritic(
-        sizes.network(learner.policy_config.spec),
+        sizes.network(learner.policy_config),
         learning_rate=config.critic_learning_rate,
         target_rate=config.target_rate,
         pessimism=config.pessimism,

@@ -35,6 +35,7 @@ from otpr_trainer.selection import CriticConfig
 
 NAME = "otpr"
 NEEDS_INIT = True
+BACKUP_CANDIDATES = 2  # of those cached in the next state, over which a target averages; more cost time and hardly change the mean
 
 
 class Pool(Enum):
@@ -116,7 +117,7 @@ class Learner(FineTuner):
         self.critic_config = sizes.to_json()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setup.seed)
-            ensemble = sizes.network(self.policy_config.spec)
+            ensemble = sizes.network(self.policy_config)
         self.critic = ChunkCritic(
             ensemble, learning_rate=config.critic_learning_rate, target_rate=config.target_rate, pessimism=config.pessimism
         )
@@ -129,7 +130,8 @@ class Learner(FineTuner):
 
     def critic_loss(self, batch: Transitions) -> Tensor:
         """Cross entropy of Q(s, a) with y = max(r + gamma^k E_{a' ~ pi} min_i Q'_i(s', a'), G); G is the return seen after (s, a)."""
-        candidates = self.replay.candidates[batch.next_state][:, :, : self.executed_length]
+        drawn = torch.randperm(self.config.cached_candidates, generator=self.generator)[:BACKUP_CANDIDATES]
+        candidates = self.replay.candidates[batch.next_state[:, None], drawn][:, :, : self.executed_length]
         next_values = self.critic.target_values(self.replay.condition[batch.next_state], candidates, self.generator)
         y = batch.reward + batch.discount * next_values.mean(1)
         if self.config.observed_returns:
