@@ -10,7 +10,8 @@ import point_task
 
 from otpr_policy.errors import TaskError
 from otpr_policy.spec import Array
-from otpr_sim.env import StepResult, episode_seed
+from otpr_sim.env import StepResult, TaskSpec, episode_seed
+from otpr_sim.shift import NOMINAL, Shift
 
 SEED = 4
 
@@ -72,6 +73,22 @@ class Dying(point_task.PointEnv):
 
     def __init__(self) -> None:
         os._exit(9)
+
+
+class Brittle(point_task.PointEnv):
+    """Its process ends in the first step."""
+
+    def step(self, action: Array) -> StepResult:
+        os._exit(9)
+
+
+def spec(task: str) -> TaskSpec:
+    """With :func:`make`, what ``otpr_sim.registry`` is to a learner."""
+    return point_task.SPEC
+
+
+def make(task: str, shift: Shift = NOMINAL) -> point_task.PointEnv:
+    return {"healthy": point_task.PointEnv, "dying": Brittle}[task]()
 
 
 def chunk(envs: int, length: int, move: float) -> Array:

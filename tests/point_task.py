@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from otpr_policy.errors import TaskError
 from otpr_policy.spec import Array, Field, Semantics, VectorSpec
 from otpr_sim.env import Stepping, StepResult, TaskSpec
 from otpr_trainer.data.demonstrations import Demonstrations, Episode, Header, episode_path
-from otpr_trainer.learner import Setup
+
+if TYPE_CHECKING:
+    from otpr_trainer.learner import Setup  # it imports torch, which worker processes do without
 
 OBSERVATION = VectorSpec((Field("position", "m", (-1.0,), (1.0,)), Field("temperature", "K", (0.0, 0.0), (100.0, 100.0))))
 ACTION = VectorSpec((Field("move", "m", (-0.2,), (0.2,), Semantics.DELTA), Field("spin", "rad", (-1.0,), (1.0,), Semantics.DELTA)))
@@ -91,8 +94,10 @@ def demonstrations(episodes: int = 8) -> Demonstrations:
     return Demonstrations(done, tuple(demonstrate(number) for number in range(episodes)))
 
 
-def setup(episodes: int = 8, seed: int = 0) -> Setup:
+def setup(episodes: int = 8, seed: int = 0) -> "Setup":
     """What an algorithm that starts from nothing learns this task from."""
+    from otpr_trainer.learner import Setup
+
     return Setup("point", demonstrations(episodes), seed)
 
 
