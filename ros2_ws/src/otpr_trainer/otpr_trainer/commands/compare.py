@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from otpr_policy.cli import Command
+from otpr_policy.errors import PlanError
 from otpr_trainer.workers import default_workers
 
 
@@ -29,6 +30,8 @@ def _run(arguments: Namespace) -> int:
     from otpr_trainer.compare.results import to_json
     from otpr_trainer.compare.runner import Runner, State
 
+    if arguments.jobs < 1:
+        raise PlanError(f"--jobs must be at least 1, got {arguments.jobs}")
     plan = plans.load(arguments.plan)
     jobs, records = jobs_of(plan), Records(arguments.out)
     states: dict[str, State] = {}

@@ -66,7 +66,8 @@ class Records:
 
         Args:
             plan: the plan.
-            create: begin the directory if nothing is there, and hold settings that the plan leaves out to what they were then.
+            create: begin the directory if nothing is there, and refuse defaults of the algorithms that have changed since. Without, the
+                directory must be there, and what it holds may be of an earlier version of the algorithms.
 
         Raises:
             PlanError: the directory is of another plan; says what differs.

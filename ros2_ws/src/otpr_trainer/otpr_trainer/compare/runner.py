@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
 
-from otpr_policy.errors import PlanError
 from otpr_trainer.compare.children import OTPR, Child
 from otpr_trainer.compare.jobs import Job, Kind
 from otpr_trainer.compare.metrics import last_row
@@ -46,8 +45,6 @@ class Runner:
             parallel: processes at a time.
             program: what runs a job's words.
         """
-        if parallel < 1:
-            raise PlanError(f"--jobs must be at least 1, got {parallel}")
         self._jobs = {job.name: job for job in jobs}
         self._records, self._parallel, self._program = records, parallel, program
         self._running: dict[str, Child] = {}
