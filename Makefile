@@ -2,6 +2,8 @@
 # The commands of this repository. `make` alone lists them.
 
 EPISODES ?= 20
+# Policy file that `make demo` runs.
+POLICY ?= policies/lift.onnx
 # cpu or gpu: which ONNX Runtime to install, see requirements/runtime-*.txt.
 RUNTIME ?= cpu
 # Package index to take torch from, for another build than the default one (such as torch's own index of CPU builds).
@@ -38,8 +40,8 @@ unexport AMENT_PREFIX_PATH
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
 
-demo: env-sim  ## run the shipped policy on the simulated robot over ROS 2 (EPISODES=20); needs no torch
-	@$(OTPR) demo policies/lift.onnx --episodes $(EPISODES) --out out/demo --overwrite
+demo: env-sim  ## run the shipped policy, or POLICY=FILE, on the simulated robot over ROS 2 (EPISODES=20); needs no torch
+	@$(OTPR) demo $(POLICY) --episodes $(EPISODES) --out out/demo --overwrite
 
 test: check  ## all checks and tests, what CI runs
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST)

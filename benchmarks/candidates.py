@@ -56,7 +56,7 @@ def graphs(task: str, counts: list[int]) -> dict[int, tuple[OnnxPolicy, float]]:
     )
     torch.manual_seed(0)
     policy = DiffusionPolicy(PolicyConfig(shape, CONFIG.train_steps, CONFIG.width, CONFIG.depth, CONFIG.time_size))
-    critic, reverse = CRITIC.network(shape), reverse_chain(policy.schedule, "ddim", STEPS, ETA)
+    critic, reverse = CRITIC.network(policy.config), reverse_chain(policy.schedule, "ddim", STEPS, ETA)
     opened = {}
     for count in counts:
         selecting = SelectingPolicy(policy, critic, reverse, count, CRITIC.pessimism)

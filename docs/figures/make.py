@@ -18,6 +18,7 @@ from otpr_trainer import run as runs
 from otpr_trainer import start, transport
 from otpr_trainer.algorithms import otpr
 from otpr_trainer.config import from_json
+from otpr_trainer.coupling import Coupling, Weights
 from otpr_trainer.critic import INITIAL_LOGIT, ChunkCritic
 from otpr_trainer.data import demonstrations
 from otpr_trainer.data.replay import Origin
@@ -86,12 +87,10 @@ def compatibility(directory: Path) -> Path:
     chunks = learner.replay.candidates[rows.state][:, :2].flatten(0, 1)
     q = learner.critic.lower_bound(learner.critic.cross_values(condition, chunks[:, : learner.executed_length]))
     figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
-    for axis, weights in zip(
-        axes, (otpr.Weights.BALANCED, otpr.Weights.SEMI_RELAXED, otpr.Weights.SOFTMAX, otpr.Weights.ARGMAX), strict=True
-    ):
-        learner.weights = weights
+    for axis, weights in zip(axes, (Weights.BALANCED, Weights.SEMI_RELAXED, Weights.SOFTMAX, Weights.ARGMAX), strict=True):
+        coupling = Coupling(weights, learner.config.support, 1, 1)
         for _ in range(40):  # epsilon settles
-            h = learner.compatibility(-q)
+            h = coupling.compatibility(-q)
         axis.scatter((q - q.mean(1, keepdim=True)).flatten(), h.flatten(), s=3, alpha=0.4)
         axis.set(title=weights.value, xlabel="Q - mean of the state's row", yscale="symlog")
     axes[0].set_ylabel("H")
@@ -114,7 +113,7 @@ def _train(learner: otpr.Learner, known: Tensor, logit: float, bounded: bool, up
     sizes = CriticConfig(config.critic_width, config.critic_depth, config.critic_heads, config.pessimism)
     torch.manual_seed(0)
     learner.critic = ChunkCritic(
-        sizes.network(learner.policy_config.spec),
+        sizes.network(learner.policy_config),
         learning_rate=config.critic_learning_rate,
         target_rate=config.target_rate,
         pessimism=config.pessimism,

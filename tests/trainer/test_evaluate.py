@@ -61,7 +61,8 @@ def test_the_summary_has_the_keys_that_scripts_rely_on(source):
     result = evaluate(source, "point", episodes=12, seed=4, workers=1)
     data = json.loads(json.dumps(result.to_json()))
     about = {"task", "preset", "seed", "horizon", "success_rule"}
-    assert about | {"episodes", "successes", "success_rate", "interval", "mean_steps"} == set(data)
+    assert about | {"episodes", "successes", "success_rate", "interval", "mean_steps", "outcomes"} == set(data)
+    assert data["outcomes"] == "".join("1" if episode.success else "0" for episode in result.episodes)
     assert data["success_rate"] == data["successes"] / 12 and data["interval"][0] < data["success_rate"] <= data["interval"][1]
     assert data["mean_steps"] == sum(episode.steps for episode in result.episodes) / 12
     assert (data["task"], data["preset"], data["seed"], data["horizon"]) == ("point", "nominal", 4, 12)

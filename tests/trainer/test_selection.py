@@ -29,13 +29,14 @@ from otpr_trainer.commands import export as exporting
 from otpr_trainer.diffusion import reverse_chain
 from otpr_trainer.export import PROOF_INPUTS, TOLERANCE, _rivals, export, prove
 from otpr_trainer.graph import mish_by_exp, to_onnx
-from otpr_trainer.policy import TorchPolicy
+from otpr_trainer.policy import PolicyConfig, TorchPolicy
 from otpr_trainer.selection import CriticConfig, SelectingPolicy, pessimistic_value
 
 CONFIG = Config(
     observation_horizon=2, chunk_length=2, executed_length=2, train_steps=6, width=32, depth=2, time_size=8, iterations=100, batch_size=64
 )
 SPEC = PolicySpec(point_task.OBSERVATION, point_task.ACTION, 2, 2, 2, 20.0)
+SHAPE = PolicyConfig(SPEC, CONFIG.train_steps, CONFIG.width, CONFIG.depth, CONFIG.time_size)
 CRITIC = CriticConfig(width=16, depth=2, heads=3, pessimism=0.5)
 
 
@@ -68,7 +69,7 @@ def start_run(directory, learner, critic=CRITIC):
 def random_critic(config=CRITIC):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        critic = config.network(SPEC)
+        critic = config.network(SHAPE)
         for name, parameter in critic.named_parameters():
             if "bias" in name:  # which start at zero, where they could be mixed up or left out unseen
                 torch.nn.init.uniform_(parameter, -0.5, 0.5)
@@ -93,7 +94,7 @@ def first_move_critic(*signs):
 
     Two units (x, -x) with x = c a; LayerNorm makes them (y, -y) with y = x / sqrt(x^2 + 1e-5); relu(y) - relu(-y) = y.
     """
-    critic = CriticConfig(width=2, depth=1, heads=len(signs), pessimism=0.0).network(SPEC)
+    critic = CriticConfig(width=2, depth=1, heads=len(signs), pessimism=0.0).network(SHAPE)
     with torch.no_grad():
         for parameter in critic.parameters():
             parameter.zero_()

@@ -14,9 +14,10 @@ setup(
     maintainer_email="otpr@users.noreply.github.com",
     license="Apache-2.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
-    package_data={PACKAGE: ["py.typed"]},
+    package_data={PACKAGE: ["py.typed", "plans/*.yaml"]},
     python_requires=">=3.10",
     install_requires=[
+        "matplotlib",
         "numpy",
         "onnx",
         "onnxscript",
@@ -36,6 +37,7 @@ setup(
     entry_points={
         "otpr.checks": ["training = otpr_trainer.checks:findings"],
         "otpr.commands": [
+            "compare = otpr_trainer.commands.compare:COMMAND",
             "demos.collect = otpr_trainer.commands.demos:COLLECT",
             "demos.info = otpr_trainer.commands.demos:INFO",
             "eval = otpr_trainer.commands.eval:COMMAND",

@@ -35,6 +35,10 @@ class RunError(OtprError):
     """A training directory that is foreign, incomplete or in the way."""
 
 
+class PlanError(OtprError):
+    """A comparison's plan that is malformed, or is not the one that a directory was begun with."""
+
+
 class TransportError(OtprError):
     """A transport problem that has no solution or whose solution was not reached."""
 

@@ -27,8 +27,11 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(path: Path) -> Any:
-    """A file's content as plain data. Raises ContractError when it cannot be read, is not YAML, or repeats a key."""
+def read_yaml(path: Path, kind: str = "contract") -> Any:
+    """A file's content as plain data; ``kind`` is what messages call it.
+
+    Raises ContractError when it cannot be read, is not YAML, or repeats a key.
+    """
     try:
         loader = _StrictLoader(path.read_text(encoding="utf-8"))
         try:
@@ -36,16 +39,17 @@ def read_yaml(path: Path) -> Any:
         finally:
             loader.dispose()
     except OSError as error:
-        raise ContractError(f"cannot read contract {path}: {error.strerror}") from error
+        raise ContractError(f"cannot read {kind} {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # ValueError: bytes that are no text, dates that are none
-        raise ContractError(f"contract {path} is not YAML: {error}") from error
+        raise ContractError(f"{kind} {path} is not YAML: {error}") from error
 
 
 def build(kind: type[_T], data: Any, where: str) -> _T:
     """Builds a dataclass from a mapping, converting each value to its field's type.
 
     Args:
-        kind: its fields are text, numbers, enums, tuples, mappings, or such dataclasses; a field without default is required.
+        kind: its fields are text, numbers, enums, tuples, mappings, or such dataclasses; a field without default is required. Values of
+            type ``object`` are taken as they are, for the caller to judge.
         data: what :func:`read_yaml` returned.
         where: what the mapping is called in messages.
 
@@ -62,13 +66,13 @@ def build(kind: type[_T], data: Any, where: str) -> _T:
     for name, field in known.items():
         if name in data:
             values[name] = _convert(field.type, data[name], f"{where}.{name}")
-        elif field.default is MISSING:
-            raise ContractError(f"{where}: key {name!r} is missing; required: {_required(kind)}")
+        elif name in _required(kind):
+            raise ContractError(f"{where}: key {name!r} is missing; required: {', '.join(_required(kind))}")
     return kind(**values)
 
 
-def _required(kind: type[Any]) -> str:
-    return ", ".join(field.name for field in fields(kind) if field.default is MISSING)
+def _required(kind: type[Any]) -> list[str]:
+    return [field.name for field in fields(kind) if field.default is MISSING and field.default_factory is MISSING]
 
 
 def _convert(expected: Any, value: Any, where: str) -> Any:
@@ -117,4 +121,10 @@ def _number(value: Any, where: str) -> float:
         raise ContractError(f"{where} is too large for a number") from error
 
 
-_SCALARS: dict[Any, Callable[[Any, str], Any]] = {str: _text, float: _number}
+def _whole_number(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ContractError(f"{where} must be a whole number, got {value!r}")
+    return value
+
+
+_SCALARS: dict[Any, Callable[[Any, str], Any]] = {str: _text, float: _number, int: _whole_number, object: lambda value, _where: value}

@@ -44,11 +44,12 @@ class EvaluationResult:
         return sum(ours.success != theirs.success for ours, theirs in pairs)
 
     def to_json(self) -> dict[str, Any]:
-        """The keys that scripts rely on."""
+        """The keys that scripts rely on. ``outcomes`` has a 1 for each episode that succeeded and a 0 for the others, in order."""
         return {
             "task": self.task.name,
             "preset": self.preset,
             **self.success.to_json(),
+            "outcomes": "".join(str(int(episode.success)) for episode in self.episodes),
             "seed": self.seed,
             "mean_steps": self.mean_steps,
             "horizon": self.task.horizon,

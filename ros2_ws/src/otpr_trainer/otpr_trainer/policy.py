@@ -2,6 +2,7 @@
 """The diffusion policy as torch computes it: normaliser, denoising network, schedule, and the chain that makes an action chunk."""
 
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,28 +16,49 @@ from otpr_trainer.diffusion import ReverseChain, cosine_schedule, reverse_chain
 from otpr_trainer.networks.mlp import DiffusionMLP
 from otpr_trainer.normalization import AffineLayer, AffineMap
 
+POSITION_UNIT = "m"
+"""Fields of three numbers in it are positions, all in the robot's base frame."""
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What a policy must be built from before its weights can be loaded."""
+    """What a policy must be built from before its weights can be loaded.
+
+    ``relative_positions``: the network is also shown the difference of every two positions among the observation's fields.
+    """
 
     spec: PolicySpec
     train_steps: int  # K of the cosine schedule
     width: int
     depth: int
     time_size: int
+    relative_positions: bool = False
+
+    @property
+    def position_pairs(self) -> tuple[tuple[int, int], ...]:
+        """First components of every two positions whose difference the network is shown."""
+        fields = self.spec.observation.fields
+        starts = np.cumsum([0, *(field.size for field in fields)])
+        positions = [int(start) for start, field in zip(starts, fields, strict=False) if field.size == 3 and field.unit == POSITION_UNIT]
+        return tuple(combinations(positions, 2)) if self.relative_positions else ()
+
+    @property
+    def condition_size(self) -> int:
+        """Length of the network's condition."""
+        return self.spec.observation_horizon * (self.spec.observation.size + 3 * len(self.position_pairs))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a run's config.json."""
         sizes = {"train_steps": self.train_steps, "width": self.width, "depth": self.depth, "time_size": self.time_size}
-        return {"spec": self.spec.to_json(), **sizes}
+        return {"spec": self.spec.to_json(), **sizes, "relative_positions": self.relative_positions}
 
     @classmethod
     def from_json(cls, data: Any) -> "PolicyConfig":
         """Parses :meth:`to_json`'s form. Raises RunError naming what is wrong."""
         try:
             sizes = {key: int(data[key]) for key in ("train_steps", "width", "depth", "time_size")}
-            return cls(PolicySpec.from_json(data["spec"]), **sizes)
+            relative = bool(data.get("relative_positions", False))  # runs from before it do without
+            return cls(PolicySpec.from_json(data["spec"]), **sizes, relative_positions=relative)
         except (KeyError, TypeError, ValueError, SpecError) as error:
             raise RunError(f"the run's policy description is not readable: {error}") from error
 
@@ -53,12 +75,20 @@ class DiffusionPolicy(nn.Module):
         self.observation = AffineLayer(observation or _identity(spec.observation.size))
         self.action = AffineLayer(action or _identity(spec.action.size))
         chunk_shape = (spec.chunk_length, spec.action.size)
-        condition_size = spec.observation_horizon * spec.observation.size
-        self.network = DiffusionMLP(chunk_shape, condition_size, config.width, config.depth, config.time_size)
+        self.network = DiffusionMLP(chunk_shape, config.condition_size, config.width, config.depth, config.time_size)
 
     def condition(self, observation: Tensor) -> Tensor:
-        """Observations in physical units (B, To, Do) to the network's condition (B, To * Do)."""
-        return self.observation.normalize(observation).flatten(1)
+        """Observations in physical units (B, To, Do) to the network's condition (B, condition_size).
+
+        Behind the normalised observation come the differences of positions, in units of the wider of the two ranges. A few
+        demonstrations do not tell a network that it is the object relative to the hand that matters; the differences do.
+        """
+        parts = [self.observation.normalize(observation)]
+        half_width = self.observation.half_width
+        for i, j in self.config.position_pairs:
+            width = torch.maximum(half_width[i : i + 3], half_width[j : j + 3])
+            parts.append((observation[..., j : j + 3] - observation[..., i : i + 3]) / width)
+        return torch.cat(parts, dim=-1).flatten(1)
 
     def chain(self, observation: Tensor, noise: Tensor, reverse: ReverseChain, std_floor: float = 0.0) -> list[Tensor]:
         """Normalised chunks of each denoising step, start first, n + 1 tensors (B, Ta, Da); see :meth:`ReverseChain.sample`."""

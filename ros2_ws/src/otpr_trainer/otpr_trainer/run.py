@@ -101,7 +101,7 @@ def build_policy(config: PolicyConfig, tensors: dict[str, Any]) -> DiffusionPoli
 
 def build_critic(config: CriticConfig, policy: PolicyConfig, tensors: dict[str, Any]) -> EnsembleCritic:
     """The critic of a policy's chunks, with its weights. Raises RunError when they are of another network."""
-    critic = config.network(policy.spec)
+    critic = config.network(policy)
     try:
         critic.load_state_dict(tensors)
     except RuntimeError as error:

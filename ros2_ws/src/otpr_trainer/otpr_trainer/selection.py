@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from otpr_policy.errors import RunError
-from otpr_policy.spec import PolicySpec
 from otpr_trainer.diffusion import ReverseChain
 from otpr_trainer.networks.critic import EnsembleCritic
-from otpr_trainer.policy import DiffusionPolicy, TorchPolicy
+from otpr_trainer.policy import DiffusionPolicy, PolicyConfig, TorchPolicy
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,10 @@ class CriticConfig:
         if min(self.width, self.depth, self.heads) < 1 or not (math.isfinite(self.pessimism) and self.pessimism >= 0.0):
             raise RunError(f"a critic's width, depth and heads must be at least 1 and its pessimism at least 0, got {self}")
 
-    def network(self, spec: PolicySpec) -> EnsembleCritic:
+    def network(self, policy: PolicyConfig) -> EnsembleCritic:
         """The critic of a policy's conditions and chunks, with random weights."""
-        condition_size = spec.observation_horizon * spec.observation.size
-        return EnsembleCritic(condition_size, spec.executed_length * spec.action.size, self.width, self.depth, self.heads)
+        spec = policy.spec
+        return EnsembleCritic(policy.condition_size, spec.executed_length * spec.action.size, self.width, self.depth, self.heads)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for a run's config.json."""

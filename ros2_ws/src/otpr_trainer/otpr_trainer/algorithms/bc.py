@@ -39,6 +39,7 @@ class Config:
     train_steps: int = setting(20, "diffusion steps of training, K; as DPPO for low-dimensional observations")
     width: int = setting(256, "units per hidden layer")
     depth: int = setting(3, "hidden layers")
+    relative_positions: bool = setting(True, "show the network the object relative to the hand: differences of all positions")
     time_size: int = setting(32, "length of the embedding of the diffusion step, even")
     iterations: int = setting(6000, "gradient steps")
     batch_size: int = setting(256, "windows per gradient step")
@@ -152,7 +153,7 @@ def _policy_config(config: Config, demos: Demonstrations) -> PolicyConfig:
         executed_length=config.executed_length,
         control_rate_hz=demos.header.control_rate_hz,
     )
-    return PolicyConfig(spec, config.train_steps, config.width, config.depth, config.time_size)
+    return PolicyConfig(spec, config.train_steps, config.width, config.depth, config.time_size, config.relative_positions)
 
 
 def _affine_maps(demos: Demonstrations) -> tuple[AffineMap, AffineMap]:

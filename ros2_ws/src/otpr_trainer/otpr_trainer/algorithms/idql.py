@@ -67,7 +67,7 @@ class Learner(FineTuner):
         self.critic_config = sizes.to_json()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setup.seed)
-            q = sizes.network(self.policy_config.spec)
+            q = sizes.network(self.policy_config)
             self.v = EnsembleCritic(self.replay.condition.shape[1], 0, config.critic_width, config.critic_depth, 1)
         self.q = ChunkCritic(q, learning_rate=config.critic_learning_rate, target_rate=config.target_rate, pessimism=PESSIMISM)
         self._v_optimizer = torch.optim.AdamW(self.v.parameters(), config.critic_learning_rate, weight_decay=1e-4, fused=True)

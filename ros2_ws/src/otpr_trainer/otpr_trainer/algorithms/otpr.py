@@ -10,22 +10,21 @@ Where this differs from the released code, and what was measured, is in docs/otp
     mask            an expert's keypoint (s_k, a_k) is transported to its own partner and to nothing else
 """
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from math import exp, log, sqrt
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from otpr_policy.errors import RunError, unknown
-from otpr_policy.success import SuccessRate
 from otpr_trainer import transport
 from otpr_trainer.acting import Acting, Choosing, always, every_other, never
+from otpr_trainer.arms import Arms
 from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.config import not_negative, positive, setting
+from otpr_trainer.coupling import Coupling, Weights, row_standardized
 from otpr_trainer.critic import ChunkCritic
 from otpr_trainer.data.replay import Origin, Transitions
 from otpr_trainer.finetune import FineTuner, Metrics, Settings, due
@@ -35,6 +34,8 @@ from otpr_trainer.selection import CriticConfig
 
 NAME = "otpr"
 NEEDS_INIT = True
+GUIDING_TEMPERATURE = 0.1  # the released code's
+BACKUP_CANDIDATES = 2  # of those cached in the next state, over which a target averages; more cost time and hardly change the mean
 
 
 class Pool(Enum):
@@ -43,16 +44,6 @@ class Pool(Enum):
     OWN = "own"  # what was done there, and what the policy would do there
     NEAR = "near"  # of the states of a neighbourhood
     ALL = "all"  # of states from anywhere
-
-
-class Weights(Enum):
-    """How a row of costs becomes the weights H of its chunks."""
-
-    BALANCED = "balanced"  # optimal transport: each chunk is used as much as any other
-    SEMI_RELAXED = "semi_relaxed"  # without that constraint: a bad chunk may be used by no state
-    SOFTMAX = "softmax"
-    ARGMAX = "argmax"
-    UNIFORM = "uniform"
 
 
 @dataclass(frozen=True)
@@ -76,7 +67,10 @@ class Config(Settings):
     selection_start: int = setting(2000, "environment steps from which half the episodes act by compatibility")
     actor_start: int = setting(4000, "environment steps from which the policy learns")
     pool: str = setting("own", "whose chunks a state may be transported to: own, near or all")
-    weights: str = setting("semi_relaxed", "balanced, semi_relaxed, softmax, argmax or uniform")
+    weights: str = setting("semi_relaxed", "balanced, semi_relaxed, potentials, softmax, argmax or uniform")
+    guidance: float = setting(
+        0.0, "share alpha of the guiding score in the cost, 0 to 1: 0 is -Q alone, 1 is the keypoints' guidance alone"
+    )
     support: float = setting(2.0, "chunks that the median state is transported to; the regularisation epsilon follows from it")
     mask: bool = setting(True, "keypoints are transported to their own chunk alone")
     keypoint_share: float = setting(0.5, "share of keypoints in a batch of the policy")
@@ -99,6 +93,10 @@ class Config(Settings):
             raise RunError("gamma and target_rate must be in (0, 1], demo_share in [0, 1), keypoint_share in [0, 1]")
         if not (self.support >= 1 and self.critic_learning_rate > 0):
             raise RunError(f"support must be at least 1, critic_learning_rate above 0; got {self.support}, {self.critic_learning_rate}")
+        if self.pool == Pool.OWN.value and (Weights(self.weights).shares_chunks or self.guidance > 0):
+            raise RunError(f"weights {self.weights!r} and guidance need chunks that states share: take pool near or all, not own")
+        if not 0 <= self.guidance <= 1:
+            raise RunError(f"guidance must be in [0, 1], got {self.guidance}")
         if not 1 <= self.block_chunks <= 1 + self.cached_candidates:
             raise RunError(f"block_chunks must be in 1..{1 + self.cached_candidates}, one more than cached_candidates")
 
@@ -111,25 +109,26 @@ class Learner(FineTuner):
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup, gamma=config.gamma, candidates=config.cached_candidates)
         self.config = config
-        self.pool, self.weights = Pool(config.pool), Weights(config.weights)
+        self.pool = Pool(config.pool)
         sizes = CriticConfig(config.critic_width, config.critic_depth, config.critic_heads, config.pessimism)
         self.critic_config = sizes.to_json()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setup.seed)
-            ensemble = sizes.network(self.policy_config.spec)
+            ensemble = sizes.network(self.policy_config)
+            chunk_size = self.policy_config.spec.chunk_length * self.policy_config.spec.action.size
+            self.coupling = Coupling(Weights(config.weights), config.support, self.policy_config.condition_size, chunk_size)
         self.critic = ChunkCritic(
             ensemble, learning_rate=config.critic_learning_rate, target_rate=config.target_rate, pessimism=config.pessimism
         )
         self.demonstrations = len(self.replay)
-        self.epsilon = 0.1  # of a standardised cost; follows ``support``
         self.arms = Arms()
-        self.health = _health(torch.ones(1, 1), self.epsilon)  # of the newest transport problem
 
     # The critic
 
     def critic_loss(self, batch: Transitions) -> Tensor:
         """Cross entropy of Q(s, a) with y = max(r + gamma^k E_{a' ~ pi} min_i Q'_i(s', a'), G); G is the return seen after (s, a)."""
-        candidates = self.replay.candidates[batch.next_state][:, :, : self.executed_length]
+        drawn = torch.randperm(self.config.cached_candidates, generator=self.generator)[:BACKUP_CANDIDATES]
+        candidates = self.replay.candidates[batch.next_state[:, None], drawn][:, :, : self.executed_length]
         next_values = self.critic.target_values(self.replay.condition[batch.next_state], candidates, self.generator)
         y = batch.reward + batch.discount * next_values.mean(1)
         if self.config.observed_returns:
@@ -157,12 +156,12 @@ class Learner(FineTuner):
         known = torch.cat([rows.chunk[:, None], self.replay.candidates[rows.state]], dim=1)  # (n, 1 + cached, Ta, Da)
         if self.pool is Pool.OWN:
             chunks = torch.cat([known, self.actor.draw(condition, self.config.acting_candidates)], dim=1)
-            values = self.critic.values(condition, chunks[:, :, : self.executed_length])
+            h = self.compatibility(self.cost(self.critic.values(condition, chunks[:, :, : self.executed_length])))
         else:
             shared = known[:, : self.config.block_chunks].flatten(0, 1)
-            values = self.critic.cross_values(condition, shared[:, : self.executed_length])
-            chunks = shared.expand(len(condition), *shared.shape)
-        h = self.compatibility(self.cost(values)).float()
+            chunks, flat = shared.expand(len(condition), *shared.shape), shared.flatten(1)
+            cost = self.cost(self.critic.cross_values(condition, shared[:, : self.executed_length]))
+            h = self.compatibility(self.guided(cost, condition, flat), condition, flat)
         draws = self.config.draws
         if self.config.train_resampling:
             columns, dead = transport.resample(h, draws, self.generator)
@@ -182,22 +181,18 @@ class Learner(FineTuner):
         """E H(s, a) || eps - eps_theta(a_k, k, s) ||^2; H is in the draw or in the weight (docs/otpr.md)."""
         return (targets.weight * self.actor.denoising_loss(targets.condition, targets.x_0)).mean()
 
-    def compatibility(self, cost: Tensor) -> Tensor:
-        """H (n, m) of a cost (n, m), with epsilon led towards the wanted support."""
-        columns = cost.shape[1]
-        if self.weights is Weights.UNIFORM:
-            return torch.ones_like(cost)
-        if self.weights is Weights.ARGMAX:
-            return torch.nn.functional.one_hot(cost.argmin(1), columns).to(cost) * columns
-        if self.weights is Weights.BALANCED:
-            h = transport.balanced(transport.standardize(cost)[0], self.epsilon).compatibility
-        elif self.weights is Weights.SEMI_RELAXED:
-            h = transport.semi_relaxed(_row_standardized(cost), self.epsilon).compatibility
-        else:
-            h = torch.softmax(-_row_standardized(cost) / self.epsilon, 1) * columns
-        self.health = _health(h, self.epsilon)
-        self._lead_epsilon(self.health["transport/median_chunks"])
-        return h
+    def compatibility(self, cost: Tensor, condition: Tensor | None = None, chunks: Tensor | None = None) -> Tensor:
+        """H (n, m) of a cost (n, m) between conditions (n, To * Do) and flat chunks (m, Ta * Da), see :class:`Coupling`."""
+        return self.coupling.compatibility(cost, condition, chunks)
+
+    def guided(self, cost: Tensor, condition: Tensor, chunks: Tensor) -> Tensor:
+        """(1 - alpha) c + alpha g, both in units of their spread; g is small where state and chunk stand alike to the keypoints."""
+        alpha = self.config.guidance
+        if alpha == 0.0:
+            return cost
+        keys = self.keypoints(self.config.block_states)
+        g = transport.guiding_score(condition, chunks, keys.condition, keys.x_0.flatten(1), GUIDING_TEMPERATURE)
+        return (1.0 - alpha) * row_standardized(cost) + alpha * row_standardized(g)
 
     # Rounds
 
@@ -235,7 +230,7 @@ class Learner(FineTuner):
             with self.timed("policy"):
                 loss = self.policy_loss(targets)
                 metrics.add({"policy/loss": loss, "policy/gradient": self.actor.step(loss)})
-        return metrics.means() | self.arms.metrics() | {"transport/open": float(transporting)} | self.health
+        return metrics.means() | self.arms.metrics() | {"transport/open": float(transporting)} | self.coupling.health
 
     def _policy_batches(self, count: int, transporting: bool) -> Iterator["Targets"]:
         """Keypoints, and the rest of each batch from transport problems, shuffled together."""
@@ -256,19 +251,18 @@ class Learner(FineTuner):
     def checkpoint(self) -> Checkpoint:
         """See Learner."""
         base = super().checkpoint()
-        values = base.values | {"epsilon": self.epsilon, "arms": self.arms.to_json(), "health": self.health}
-        return Checkpoint(base.step, base.tensors | self.critic.tensors(), values)
+        values = base.values | {"arms": self.arms.to_json(), "coupling": self.coupling.values()}
+        return Checkpoint(base.step, base.tensors | self.critic.tensors() | self.coupling.tensors(), values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """See Learner."""
         super().restore(checkpoint)
         try:
             self.critic.restore(checkpoint.tensors)
+            self.coupling.restore(checkpoint.tensors, checkpoint.values["coupling"])
+            self.arms = Arms(checkpoint.values["arms"])
         except (KeyError, RuntimeError) as error:
             raise RunError(f"the checkpoint is of another critic: {error}") from error
-        self.epsilon = float(checkpoint.values["epsilon"])
-        self.arms = Arms(checkpoint.values["arms"])
-        self.health = dict(checkpoint.values["health"])
 
     # Drawing rows
 
@@ -318,11 +312,6 @@ class Learner(FineTuner):
         gain = advantage.amax(1).clamp(min=0.0) + 1e-6
         return rows[torch.multinomial(gain, count, replacement=True, generator=self.generator)]
 
-    def _lead_epsilon(self, used: float) -> None:
-        """A multiplicative step towards the epsilon at which the median row uses ``support`` chunks."""
-        ratio = log(max(used, 1.0)) - log(self.config.support)
-        self.epsilon = min(max(self.epsilon * exp(-0.2 * ratio), 1e-4), 1e2)
-
 
 @dataclass(frozen=True, eq=False)
 class Targets:
@@ -340,59 +329,3 @@ class Targets:
     def joined(cls, parts: "list[Targets]") -> "Targets":
         """All rows of all parts."""
         return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("condition", "x_0", "weight")))
-
-
-class Arms:
-    """Outcomes of the latest training episodes, those that were played by a plain sample apart from those by compatibility."""
-
-    WINDOW = 50
-
-    def __init__(self, outcomes: list[list[bool]] | None = None) -> None:
-        self._outcomes = [deque(arm, maxlen=self.WINDOW) for arm in outcomes or [[], []]]
-
-    def add(self, selected: bool, success: bool) -> None:
-        """Adds an episode."""
-        self._outcomes[selected].append(success)
-
-    @property
-    def selecting_is_not_worse(self) -> bool:
-        """False when acting by compatibility has succeeded less often, by more than a standard error of the difference."""
-        plain, selected = (SuccessRate(sum(arm), len(arm)) if arm else None for arm in self._outcomes)
-        if plain is None or selected is None:
-            return False
-        variance = sum((rate.successes + 1) * (rate.episodes - rate.successes + 1) / (rate.episodes + 2) ** 3 for rate in (plain, selected))
-        return selected.rate - plain.rate > -sqrt(variance)
-
-    def metrics(self) -> dict[str, float]:
-        """Success of each; 0 where there is no episode yet."""
-        return {f"arms/{name}": sum(arm) / max(len(arm), 1) for name, arm in zip(("plain", "selected"), self._outcomes, strict=True)}
-
-    def to_json(self) -> list[list[bool]]:
-        """Plain data to go on from."""
-        return [list(arm) for arm in self._outcomes]
-
-
-def _row_standardized(cost: Tensor) -> Tensor:
-    """Cost in units of its spread within rows, so that epsilon means the same whatever the scale of Q and the value of the states.
-
-    Unlike :func:`otpr_trainer.transport.standardize` it keeps what is good or bad of a chunk in every state: only the balanced plan,
-    whose columns have to be used whatever they cost, cannot see that.
-    """
-    centred = cost - cost.mean(1, keepdim=True)
-    return centred / centred.std().clamp(min=1e-6)
-
-
-def _health(h: Tensor, epsilon: float) -> dict[str, float]:
-    """What tells whether a plan is any good: its marginals, how many chunks a row uses, and how spread its weights are."""
-    share = h / h.sum(1, keepdim=True).clamp(min=1e-12)
-    entropy = -(share * share.clamp(min=1e-12).log()).sum(1) / log(max(h.shape[1], 2))
-    return {
-        "transport/epsilon": epsilon,
-        "transport/row_error": float((h.mean(1) - 1).abs().max()),
-        "transport/column_error": float((h.mean(0) - 1).abs().max()),
-        "transport/support": float((h > 0).double().mean()),
-        "transport/median_chunks": float((h > 1e-3 * h.amax(1, keepdim=True)).sum(1).double().median()),
-        "transport/effective_chunks": float((1 / (share**2).sum(1).clamp(min=1e-12)).mean()),
-        "transport/entropy": float(entropy.mean()),
-        "transport/dead_rows": float((h.sum(1) <= 0).double().mean()),
-    }

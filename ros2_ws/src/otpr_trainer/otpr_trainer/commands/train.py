@@ -23,14 +23,27 @@ if TYPE_CHECKING:
 _UNITS = {"it": "iterations", "step": "environment steps"}
 
 
-def command(module: str, description: str) -> Command:
+@dataclass(frozen=True)
+class TrainCommand(Command):
+    """``otpr train ALGORITHM``. ``module``: name of the algorithm's module."""
+
+    module: str
+
+    def algorithm(self) -> "Algorithm":
+        """The module itself; imports it."""
+        return _algorithm(self.module)
+
+
+def command(module: str, description: str) -> TrainCommand:
     """The command of an algorithm, for an entry point ``train.NAME``; see docs/adding-a-method.md.
 
     Args:
         module: name of the algorithm's module. It is imported when the command is used, so that ``otpr --help`` stays fast.
         description: one line for people.
     """
-    return Command(description, lambda parser: _add_arguments(parser, _algorithm(module)), lambda words: _run(words, _algorithm(module)))
+    return TrainCommand(
+        description, lambda parser: _add_arguments(parser, _algorithm(module)), lambda words: _run(words, _algorithm(module)), module
+    )
 
 
 def _algorithm(module: str) -> "Algorithm":

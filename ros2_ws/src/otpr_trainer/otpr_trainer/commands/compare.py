@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``otpr compare``: methods on tasks over seeds with equal budgets, and the report of it."""
+
+import json
+import shlex
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from otpr_policy.cli import Command
+from otpr_policy.errors import PlanError
+from otpr_trainer.workers import default_workers
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    from otpr_trainer.compare.plan import shipped
+
+    parser.add_argument("plan", metavar="PLAN", help=f"a plan (YAML), or the name of a shipped one: {', '.join(shipped())}")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the comparison; goes on with what is there")
+    parser.add_argument("--jobs", type=int, default=default_workers(), metavar="N", help="processes at a time, one core each")
+    parser.add_argument("--report-only", action="store_true", help="run nothing; write the report of what is done")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _run(arguments: Namespace) -> int:
+    from otpr_trainer.compare import plan as plans
+    from otpr_trainer.compare import report
+    from otpr_trainer.compare.jobs import jobs as jobs_of
+    from otpr_trainer.compare.records import Records, locked
+    from otpr_trainer.compare.results import to_json
+    from otpr_trainer.compare.runner import Runner, State
+
+    if arguments.jobs < 1:
+        raise PlanError(f"--jobs must be at least 1, got {arguments.jobs}")
+    plan = plans.load(arguments.plan)
+    jobs, records = jobs_of(plan), Records(arguments.out)
+    states: dict[str, State] = {}
+    finished = True
+    records.settle(plan, create=not arguments.report_only)
+    if not arguments.report_only:
+        with locked(arguments.out):
+            runner = Runner(plan.name, jobs, records, arguments.jobs)
+            finished = runner.run()
+            states = runner.states
+    results, why = report.write(plan, jobs, records)
+    if why is not None:
+        print(f"otpr: {why}", file=sys.stderr)
+    failed = [name for name, state in states.items() if state is State.FAILED]
+    written = [str(path) for path in report.paths(arguments.out)]
+    done = len(jobs) - len(results.missing)
+    if arguments.json:
+        summary = {"directory": str(arguments.out), "jobs": len(jobs), "done": done, "failed": failed, "report": written}
+        print(json.dumps({**summary, "rows": to_json(results)}))
+    else:
+        print((arguments.out / "report.md").read_text(encoding="utf-8"))
+    again = f"otpr compare {shlex.quote(arguments.plan)} --out {shlex.quote(str(arguments.out))}"
+    if not finished:
+        print(f"otpr: interrupted; {done} of {len(jobs)} jobs are done, go on with: {again}", file=sys.stderr)
+        return 130
+    if failed:
+        print(f"otpr: {len(failed)} jobs failed ({', '.join(failed)}); to try them again: {again}", file=sys.stderr)
+        return 1
+    return 0
+
+
+COMMAND = Command("Train and judge methods on tasks over seeds with equal budgets; writes tables and curves.", _add_arguments, _run)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a comparison: which methods, on which tasks, over which seeds, with what budget. YAML, read strictly."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from otpr_policy.cli import installed_commands
+from otpr_policy.errors import ContractError, PlanError, RunError, TaskError, unknown
+from otpr_policy.strict_yaml import build, read_yaml
+from otpr_sim import registry
+from otpr_sim.shift import preset as shift_preset
+from otpr_trainer.commands.export import DEFAULT_STEPS
+from otpr_trainer.commands.train import TrainCommand
+from otpr_trainer.evaluate import DEFAULT_SEED
+from otpr_trainer.learner import Algorithm
+from otpr_trainer.rollout import SEED_LIMIT
+
+SHIPPED = Path(__file__).parent.parent / "plans"
+BUDGET_SETTING = "steps"
+DEMONSTRATIONS = "demos"  # the folder beside those of the methods
+RECORDS = "jobs"  # the folder beside those of the tasks
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # becomes a folder's name
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task. ``demos``: successful demonstrations per seed. ``label``: what it is called, by default the task's name."""
+
+    task: str
+    demos: int
+    label: str = ""
+    expert: str = ""  # MODULE:NAME, as in `otpr demos collect --expert`; by default the scripted one
+
+    @property
+    def name(self) -> str:
+        """The label, or the task's name."""
+        return self.label or self.task
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How every policy is judged: the same scenes for all. ``steps``: of DDIM with eta 1, as the exported policy acts."""
+
+    episodes: int = 100
+    seed: int = DEFAULT_SEED
+    presets: tuple[str, ...] = ("nominal",)
+    steps: int = DEFAULT_STEPS
+
+
+@dataclass(frozen=True)
+class StartPlan:
+    """The policy that each method starts from, trained on the demonstrations; it is a row of the report too."""
+
+    algorithm: str = "bc"
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """One way to fine-tune. ``candidates``: ways of acting to judge; 1 is a plain sample, S the critic's choice among S."""
+
+    name: str
+    algorithm: str
+    settings: Mapping[str, object] = field(default_factory=dict)
+    candidates: tuple[int, ...] = (1,)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison. ``budget``: environment steps of each method's training. ``control``: the method that others are compared with."""
+
+    name: str
+    tasks: tuple[TaskPlan, ...]
+    seeds: tuple[int, ...]
+    budget: int
+    methods: tuple[MethodPlan, ...]
+    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    start: StartPlan = field(default_factory=StartPlan)
+    control: str = ""
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the plans that come with the package."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+
+
+def load(plan: str) -> Plan:
+    """Reads and checks a plan. ``plan``: a file, or the name of one that is shipped.
+
+    Raises:
+        PlanError: there is no such plan, or something in it is wrong; says what would be valid.
+    """
+    path = SHIPPED / f"{plan}.yaml" if plan in shipped() else Path(plan)
+    if not path.is_file():
+        raise PlanError(f"there is no plan {plan!r}; give a YAML file, or one of the shipped: {', '.join(shipped())}")
+    try:
+        found = build(Plan, read_yaml(path, "plan"), path.stem)
+    except ContractError as error:
+        raise PlanError(str(error)) from error
+    _check(found, path.stem)
+    return found
+
+
+def resolved_settings(plan: Plan) -> dict[str, dict[str, Any]]:
+    """All settings of the start policy and of each method, defaults included, by algorithm or method name. Raises PlanError."""
+    start = {plan.start.algorithm: asdict(_config(plan.start.algorithm, plan.start.settings, "start", fine_tunes=False))}
+    budget = {BUDGET_SETTING: plan.budget}
+    return start | {
+        method.name: asdict(_config(method.algorithm, method.settings, f"method {method.name}", fine_tunes=True, fixed=budget))
+        for method in plan.methods
+    }
+
+
+def _check(plan: Plan, where: str) -> None:
+    for what, values in (("tasks", plan.tasks), ("seeds", plan.seeds), ("evaluation.presets", plan.evaluation.presets)):
+        if not values:
+            raise PlanError(f"{where}.{what} must not be empty")
+    _different(f"{where}.tasks", [task.name for task in plan.tasks], taken=(RECORDS,))
+    _different(f"{where}.methods", [method.name for method in plan.methods], taken=(DEMONSTRATIONS, plan.start.algorithm))
+    for what, values in (("seeds", plan.seeds), ("evaluation.presets", plan.evaluation.presets)):
+        if len(set(values)) < len(values):
+            raise PlanError(f"{where}.{what} has a value twice")
+    _at_least(1, f"{where}.budget", plan.budget)
+    _at_least(1, f"{where}.evaluation.episodes", plan.evaluation.episodes)
+    _at_least(1, f"{where}.evaluation.steps", plan.evaluation.steps)
+    for seed in (*plan.seeds, plan.evaluation.seed):
+        if not 0 <= seed < SEED_LIMIT:
+            raise PlanError(f"{where}: seed {seed} is not in 0..{SEED_LIMIT - 1}")
+    for method in plan.methods:
+        if not method.candidates or len(set(method.candidates)) < len(method.candidates) or min(method.candidates) < 1:
+            raise PlanError(f"{where}: candidates of {method.name} must be different whole numbers from 1, got {list(method.candidates)}")
+    names = [method.name for method in plan.methods]
+    if plan.control and plan.control not in names:
+        raise PlanError(f"{where}.control: {unknown('method', plan.control, names)}")
+    try:
+        for task in plan.tasks:
+            _at_least(1, f"{where}: demos of {task.name}", task.demos)
+            registry.spec(task.task)
+        for preset in plan.evaluation.presets:
+            shift_preset(preset)
+    except TaskError as error:
+        raise PlanError(f"{where}: {error}") from error
+    resolved_settings(plan)
+
+
+def _different(where: str, names: list[str], taken: Iterable[str]) -> None:
+    for name in names:
+        if not _NAME.fullmatch(name.replace(":", "-")) or name in taken or names.count(name) > 1:
+            raise PlanError(
+                f"{where}: {name!r} cannot be a name; each must be different, of letters, digits and ._-, and not {' or '.join(taken)}"
+            )
+
+
+def _at_least(low: int, where: str, value: int) -> None:
+    if value < low:
+        raise PlanError(f"{where} must be at least {low}, got {value}")
+
+
+def _config(name: str, settings: Mapping[str, object], where: str, *, fine_tunes: bool, fixed: Mapping[str, Any] | None = None) -> Any:
+    """An algorithm's configuration with these settings."""
+    kind = _algorithm(name, where, fine_tunes).Config
+    defaults = {one.name: one.default for one in fields(kind)}
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key in (fixed or {}):
+            raise PlanError(f"{where}: {key} is the plan's budget, the same for all methods")
+        if key not in defaults:
+            raise PlanError(f"{where}: {unknown('setting', key, defaults)}")
+        wanted = type(defaults[key])
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise PlanError(f"{where}: setting {key} must be a {wanted.__name__}, got {value!r}")
+        values[key] = value
+    try:
+        return kind(**{**values, **(fixed or {})})
+    except RunError as error:
+        raise PlanError(f"{where}: {error}") from error
+
+
+def _algorithm(name: str, where: str, fine_tunes: bool) -> Algorithm:
+    """The algorithm of ``otpr train NAME``. Raises PlanError when there is none, or it cannot have this place in a plan."""
+    commands = {words[1]: entry for words, entry in installed_commands().items() if words[0] == "train" and len(words) == 2}
+    if name not in commands:
+        raise PlanError(f"{where}: {unknown('algorithm', name, commands)}")
+    command = commands[name].load()
+    if not isinstance(command, TrainCommand):
+        raise PlanError(f"{where}: algorithm {name} is not made by otpr_trainer.commands.train.command, so its settings are not known")
+    algorithm = command.algorithm()
+    if fine_tunes and not algorithm.NEEDS_INIT:
+        raise PlanError(f"{where}: {name} starts from nothing; a method fine-tunes the start policy")
+    if algorithm.NEEDS_INIT and not fine_tunes:
+        raise PlanError(f"{where}: {name} fine-tunes a policy; a start starts from nothing")
+    if fine_tunes and BUDGET_SETTING not in {one.name for one in fields(algorithm.Config)}:
+        raise PlanError(f"{where}: {name} has no setting {BUDGET_SETTING!r} to give the budget to")
+    return algorithm

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a comparison's directory remembers: the plan that it is of, and each finished job with its outcome."""
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from otpr_policy.errors import OutputError, PlanError
+from otpr_policy.files import make_directory, write_text
+from otpr_trainer.compare.jobs import Job
+from otpr_trainer.compare.plan import RECORDS, Plan, resolved_settings
+
+KIND = "otpr comparison"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished job. ``seconds``: wall clock of the process, imports included; ``result``: what its command printed."""
+
+    words: list[str]
+    seconds: float
+    finished: str  # ISO 8601, UTC
+    git_commit: str
+    result: dict[str, Any]
+
+
+class Records:
+    """The records in one directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+
+    def log(self, job: Job) -> Path:
+        """Where the job's messages go."""
+        return self.directory / RECORDS / f"{job.name}.log"
+
+    def begun(self, job: Job) -> bool:
+        """Whether the job has left something to go on with."""
+        return bool(job.output) and (self.directory / job.output).exists()
+
+    def done(self, job: Job) -> Record | None:
+        """The record of a job that was finished with the same words and whose output is still there."""
+        try:
+            record = Record(**json.loads(self._path(job).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+        return record if record.words == list(job.words) and (not job.output or self.begun(job)) else None
+
+    def write(self, job: Job, record: Record) -> None:
+        """Keeps a record. Raises OutputError."""
+        write_text(self._path(job), json.dumps(asdict(record), indent=2) + "\n")
+
+    def forget(self, job: Job) -> None:
+        """Removes a job's record, before the job runs."""
+        self._path(job).unlink(missing_ok=True)
+
+    def settle(self, plan: Plan, *, create: bool) -> None:
+        """Takes the plan as this directory's, or checks that it is.
+
+        Args:
+            plan: the plan.
+            create: begin the directory if nothing is there, and refuse defaults of the algorithms that have changed since. Without, the
+                directory must be there, and what it holds may be of an earlier version of the algorithms.
+
+        Raises:
+            PlanError: the directory is of another plan; says what differs.
+            OutputError: it is not a comparison's, or cannot be written.
+        """
+        path = self.directory / "plan.json"
+        ours: dict[str, Any] = json.loads(json.dumps({"plan": asdict(plan), "settings": resolved_settings(plan)}))
+        if not path.exists():
+            if not create:
+                raise OutputError(f"{self.directory} holds no comparison yet; run it without --report-only first")
+            if self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
+                raise OutputError(f"{self.directory} exists and is not a comparison; choose another --out")
+            write_text(path, json.dumps({"kind": KIND, "schema_version": SCHEMA_VERSION, **ours}, indent=2) + "\n")
+            return
+        theirs = self._settled(path)
+        parts = ("plan", "settings") if create else ("plan",)
+        before, now = ({key: value for part in parts for key, value in _flat(data[part], part)} for data in (theirs, ours))
+        changed = [
+            f"{key.removeprefix('plan.')} {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
+            for key in {**before, **now}
+            if before.get(key) != now.get(key)
+        ]
+        if changed:
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise PlanError(f"{self.directory} was begun with another plan: {', '.join(changed[:5])}{more}; choose another --out")
+
+    def _settled(self, path: Path) -> dict[str, Any]:
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["kind"] == KIND and data["schema_version"] == SCHEMA_VERSION and {"plan", "settings"} <= set(data):
+                return dict(data)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise OutputError(f"{path} is not a comparison's plan of version {SCHEMA_VERSION}; choose another --out")
+
+    def _path(self, job: Job) -> Path:
+        return self.directory / RECORDS / f"{job.name}.json"
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keeps a second comparison out of a directory. Raises OutputError when there is one in it."""
+    make_directory(directory / RECORDS)
+    handle = os.open(directory / RECORDS / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(f"another 'otpr compare' is at work in {directory}") from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = platform.processor() or platform.machine()
+    try:
+        rows = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        model = rows[0] if rows else model
+    except OSError:
+        pass
+    return {"cpu": model, "cores": os.cpu_count() or 1, "system": platform.system(), "python": platform.python_version()}
+
+
+def _flat(data: Any, where: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(data, dict | list):
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        for key, value in items:
+            yield from _flat(value, f"{where}.{key}" if isinstance(data, dict) else f"{where}[{key}]")
+    else:
+        yield where, data

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``otpr compare``: order, parallel jobs, failures, interruption, going on, and the report. A stand-in plays the commands."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fake_otpr
+import pytest
+from toy_runs import run_command
+
+from otpr_policy.errors import OutputError, PlanError
+from otpr_trainer.commands.compare import COMMAND
+from otpr_trainer.compare import runner as runners
+from otpr_trainer.compare.progress import Durations
+from otpr_trainer.compare.records import locked
+
+PLAN = """
+name: small
+tasks: [{task: lift, demos: 2}]
+seeds: [0, 1]
+budget: 100
+evaluation: {episodes: 4, presets: [nominal]}
+methods:
+  - {name: filtered_bc, algorithm: filtered_bc}
+  - {name: otpr, algorithm: otpr, candidates: [1, 8]}
+control: filtered_bc
+"""
+JOBS = 2 * (1 + 2 + 2 + 3)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("OTPR_FAKE", str(tmp_path))
+    program = (sys.executable, "-S", fake_otpr.__file__)
+    monkeypatch.setattr(runners.Runner.__init__, "__defaults__", (program,))
+    monkeypatch.setattr(runners, "POLL_S", 0.01)
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    return tmp_path
+
+
+def compare(folder, *words):
+    return run_command(COMMAND, folder / "plan.yaml", "--out", folder / "out", *words)
+
+
+def calls(folder):
+    path = folder / "calls"
+    found = path.read_text().splitlines() if path.exists() else []
+    path.unlink(missing_ok=True)
+    return found
+
+
+def report(folder):
+    return json.loads((folder / "out/report.json").read_text())
+
+
+def test_each_job_runs_once_on_one_thread_and_a_second_call_runs_none(folder, capsys):
+    assert compare(folder) == 0
+    first = calls(folder)
+    assert len(first) == len(set(first)) == JOBS and all(call.startswith("1 ") for call in first)
+    assert f"[{JOBS}/{JOBS}]" in capsys.readouterr().err
+    before = (folder / "out/report.md").read_text()
+    assert compare(folder) == 0
+    assert calls(folder) == [] and (folder / "out/report.md").read_text() == before
+
+
+def test_the_report_holds_every_seed_and_the_paired_differences(folder, capsys):
+    assert compare(folder, "--json") == 0
+    rows = {(row["method"], row["candidates"]): row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert list(rows) == [("bc", 1), ("filtered_bc", 1), ("otpr", 1), ("otpr", 8)]
+    assert [row["success"]["mean"] for row in rows.values()] == [0.25, 0.5, 0.75, 0.75]
+    assert [seed["outcomes"] for seed in rows["otpr", 1]["seeds"]] == ["1110", "1101"]
+    assert rows["otpr", 8]["against_start"]["mean"] == 0.5 and rows["otpr", 8]["against_control"]["mean"] == 0.25
+    assert rows["bc", 1]["against_start"] is None and rows["filtered_bc", 1]["against_control"] is None
+    assert (rows["otpr", 1]["environment_steps"], rows["otpr", 1]["training_seconds"]) == (100, 10)
+    assert (rows["bc", 1]["environment_steps"], rows["bc", 1]["training_seconds"]) == (0, 4)
+    whole = report(folder)
+    assert whole["rows"] == list(rows.values()) and whole["missing"] == [] and whole["machine"]["cores"] >= 1
+    assert all(job["done"] and job["command"].startswith("otpr ") and job["seconds"] > 0 for job in whole["jobs"])
+    text = (folder / "out/report.md").read_text()
+    assert "| otpr | best of 8 | 0.750 [" in text and "| 0.75, 0.75 | 100 | 10 s | +0.500 [" in text
+    assert str(folder) not in text + (folder / "out/report.json").read_text()
+    assert (folder / "out/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failed_job_is_shown_and_stops_only_what_needs_it(folder, capsys):
+    (folder / "fail-train-otpr-0").touch()
+    assert compare(folder) == 1
+    shown = capsys.readouterr().err
+    assert "FAILED lift/otpr/0/train: exit status 3" in shown and "    the last words" in shown
+    assert f"otpr train otpr --task lift --demos {folder}/out/lift/demos/0" in shown and "1 jobs failed" in shown
+    missing = ["lift/otpr/0/train", "lift/otpr/0/evaluate-nominal-1", "lift/otpr/0/evaluate-nominal-8"]
+    assert report(folder)["missing"] == missing
+    assert (
+        "| otpr | one sample | 0.750" in (folder / "out/report.md").read_text() and "| -, 0.75 |" in (folder / "out/report.md").read_text()
+    )
+    (folder / "fail-train-otpr-0").unlink()
+    calls(folder)
+    assert compare(folder) == 0
+    assert len(calls(folder)) == 3 and report(folder)["missing"] == []
+
+
+def test_ctrl_c_lets_trainings_save_and_the_next_call_goes_on(folder, capsys):
+    (folder / "hang-train-otpr-0").touch()
+    run = folder / "out/lift/otpr/0"
+    threading.Thread(target=interrupt_when, args=(run / "pid",), daemon=True).start()
+    assert compare(folder, "--jobs", 1) == 130
+    shown = capsys.readouterr().err
+    assert f"go on with: otpr compare {folder}/plan.yaml --out {folder}/out" in shown and "5 of 16 jobs are done" in shown
+    assert (run / "saved").exists() and not alive(run)
+    begun = calls(folder)
+    assert len(begun) == 6
+    assert compare(folder) == 0
+    resumed = [call for call in calls(folder) if call.endswith("--resume")]
+    assert len(resumed) == 1 and f"--out {run} " in resumed[0] and "--init" not in resumed[0]
+
+
+def test_the_terminals_ctrl_c_does_not_reach_a_job_a_second_time(folder):
+    """A training that gets two of them ends without a checkpoint."""
+    (folder / "hang-train-bc-0").touch()
+    run = folder / "out/lift/bc/0"
+    groups = []
+    threading.Thread(target=interrupt_when, args=(run / "pid", lambda pid: groups.append(os.getpgid(pid))), daemon=True).start()
+    assert compare(folder, "--jobs", 1) == 130
+    assert len(groups) == 1 and groups[0] != os.getpgid(0)
+
+
+def test_a_second_ctrl_c_ends_a_job_that_does_not_listen(folder):
+    (folder / "hang-train-bc-0").touch()
+    (folder / "deaf-train-bc-0").touch()
+    run = folder / "out/lift/bc/0"
+
+    def twice():
+        interrupt_when(run / "pid")
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=twice, daemon=True).start()
+    begin = time.monotonic()
+    assert compare(folder, "--jobs", 1) == 130
+    assert not alive(run) and not (run / "saved").exists() and time.monotonic() < begin + 50
+
+
+def test_no_job_outlives_a_comparison_that_is_killed(folder):
+    (folder / "hang-train-bc-0").touch()
+    run = folder / "out/lift/bc/0"
+    program = (
+        "import sys; from otpr_trainer.compare import runner as r; from otpr_trainer.commands.compare import COMMAND; import toy_runs; "
+        f"r.Runner.__init__.__defaults__ = ((sys.executable, '-S', {fake_otpr.__file__!r}),); "
+        f"toy_runs.run_command(COMMAND, {str(folder / 'plan.yaml')!r}, '--out', {str(folder / 'out')!r})"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    killed = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
+    wait_for(run / "pid")
+    killed.kill()
+    killed.wait()
+    wait_for(run / "saved")
+    deadline = time.monotonic() + 20
+    while alive(run) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(run)
+
+
+def test_another_plan_in_the_same_directory_is_refused_with_what_changed(folder):
+    assert compare(folder) == 0
+    (folder / "plan.yaml").write_text(PLAN.replace("budget: 100", "budget: 200").replace("[0, 1]", "[0, 1, 2]"))
+    calls(folder)
+    with pytest.raises(PlanError, match=r"another plan: budget 100 -> 200, settings.*seeds\[2\] absent -> 2; choose another --out"):
+        compare(folder)
+    assert calls(folder) == []
+
+
+def test_a_job_whose_output_is_gone_runs_again(folder):
+    assert compare(folder) == 0
+    calls(folder)
+    (folder / "out/lift/otpr/1/config.json").unlink()
+    assert compare(folder) == 0
+    assert [call.split()[1:3] for call in calls(folder)] == [["train", "otpr"]]
+
+
+def test_report_only_runs_nothing_and_needs_a_comparison(folder):
+    with pytest.raises(OutputError, match="holds no comparison yet"):
+        compare(folder, "--report-only")
+    (folder / "fail-demos-demos-1").touch()
+    assert compare(folder) == 1
+    (folder / "out/report.md").unlink()
+    calls(folder)
+    assert compare(folder, "--report-only") == 0
+    assert calls(folder) == [] and "8 of 16 jobs are done" in (folder / "out/report.md").read_text()
+
+
+def test_a_foreign_directory_and_one_in_use_are_left_alone(folder):
+    (folder / "out").mkdir()
+    (folder / "out/thesis.tex").touch()
+    with pytest.raises(OutputError, match="is not a comparison; choose another --out"):
+        compare(folder)
+    with pytest.raises(PlanError, match="--jobs must be at least 1, got 0"):
+        compare(folder, "--jobs", 0)
+    assert [path.name for path in (folder / "out").iterdir()] == ["thesis.tex"] and calls(folder) == []
+    with locked(folder / "out"), pytest.raises(OutputError, match="another 'otpr compare' is at work"), locked(folder / "out"):
+        pass
+
+
+def test_time_left_is_learnt_from_like_jobs_and_shared_among_processes():
+    from otpr_trainer.compare import plan as plans
+    from otpr_trainer.compare.jobs import jobs
+
+    of = {job.name: job for job in jobs(plans.load("quick"))}
+    trained, other, alike = (of[f"lift/{name}/train"] for name in ("otpr/0", "filtered_bc/0", "otpr/1"))
+    durations = Durations()
+    assert durations.estimate(trained) == trained.guess_s
+    durations.add(trained, 100.0)
+    assert durations.estimate(alike) == 100.0
+    assert durations.estimate(other) == pytest.approx(other.guess_s * 100.0 / trained.guess_s)
+    assert durations.left([alike, alike], {alike: 0.5}, parallel=2) == pytest.approx(125.0)
+    assert durations.left([], {alike: 0.25}, parallel=2) == pytest.approx(75.0)
+
+
+def interrupt_when(path: Path, look=lambda pid: None) -> None:
+    wait_for(path)
+    look(int(path.read_text()))
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not (path.exists() and (path.name != "pid" or path.read_text())):
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.02)
+
+
+def alive(run: Path) -> bool:
+    status = Path("/proc") / (run / "pid").read_text() / "stat"
+    try:
+        return status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

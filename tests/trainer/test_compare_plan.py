@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans of comparisons: what is shipped is valid, what is wrong is said with what would be valid, and what commands follow."""
+
+import argparse
+
+import pytest
+
+from otpr_policy.cli import installed_commands
+from otpr_policy.errors import PlanError
+from otpr_trainer.compare import plan as plans
+from otpr_trainer.compare.jobs import Kind, jobs
+
+PLAN = """
+name: small
+tasks: [{task: lift, demos: 2}]
+seeds: [0, 1]
+budget: 100
+evaluation: {episodes: 4, seed: 10000, presets: [nominal, hard]}
+start: {algorithm: bc, settings: {width: 16}}
+methods:
+  - {name: filtered_bc, algorithm: filtered_bc}
+  - {name: otpr, algorithm: otpr, settings: {pool: near, mask: false, support: 3}, candidates: [1, 8]}
+control: filtered_bc
+"""
+
+
+def load(folder, text):
+    path = folder / "small.yaml"
+    path.write_text(text)
+    return plans.load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "seeds", "budget"), [("lift5", 5, 30_000), ("lift5-100k", 5, 100_000), ("can5", 3, 100_000), ("quick", 2, 10_000)]
+)
+def test_a_shipped_plan_is_valid_and_found_by_its_name(name, seeds, budget):
+    plan = plans.load(name)
+    assert (plan.name, len(plan.seeds), plan.budget) == (name, seeds, budget)
+    assert all(settings["steps"] == budget for method, settings in plans.resolved_settings(plan).items() if method != "bc")
+
+
+MISTAKES = {
+    "budget: 100": [
+        ("budget: 1e2", "small.budget must be a whole number"),
+        ("budget: true", "small.budget must be a whole number, got True"),
+        ("budget: 0", "small.budget must be at least 1, got 0"),
+        ("", "key 'budget' is missing; required: name, tasks, seeds, budget, methods$"),
+        ("budget: 100\nspeed: 2", "unknown key 'speed'; known: budget, control, evaluation, methods, name, seeds, start, tasks"),
+    ],
+    "seeds: [0, 1]": [
+        ("seeds: []", "seeds must not be empty"),
+        ("seeds: [1, 1]", "seeds has a value twice"),
+        ("seeds: [-1]", "seed -1 is not in 0"),
+        ("seeds: 5", "small.seeds must be a list"),
+    ],
+    "task: lift": [("task: lit", "unknown task 'lit'; known: can, door, .*lift, square"), ("task: lift, label: ../x", "cannot be a name")],
+    "demos: 2": [("demos: 0", "demos of lift must be at least 1, got 0")],
+    "hard]": [("hart]", "unknown preset 'hart'; known: hard, nominal, shifted")],
+    "algorithm: bc,": [
+        ("algorithm: bd,", "unknown algorithm 'bd'; known: bc, filtered_bc, idql, otpr"),
+        ("algorithm: idql,", "idql fine-tunes a policy; a start starts from nothing"),
+    ],
+    "width: 16": [("width: 16.5", "setting width must be a int, got 16.5"), ("with: 16", "unknown setting 'with'; known: .*width")],
+    "algorithm: filtered_bc}": [("algorithm: bc}", "bc starts from nothing; a method fine-tunes")],
+    "name: filtered_bc": [("name: otpr", "'otpr' cannot be a name; each must be different"), ("name: demos", "not demos or bc")],
+    "pool: near": [
+        ("pool: nar", "method otpr: .*nar.*all.*near.*own|method otpr: .*own.*near.*all"),
+        ("steps: 5", "steps is the plan's budget, the same for all methods"),
+    ],
+    "candidates: [1, 8]": [
+        ("candidates: [0]", "candidates of otpr must be different whole numbers from 1"),
+        ("candidates: []", "must be different"),
+    ],
+    "control: filtered_bc": [("control: bc", "control: unknown method 'bc'; known: filtered_bc, otpr")],
+}
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "sentence"), [(right, *mistake) for right, mistakes in MISTAKES.items() for mistake in mistakes]
+)
+def test_a_mistake_is_one_sentence_that_says_what_is_valid(tmp_path, right, wrong, sentence):
+    assert right in PLAN
+    with pytest.raises(PlanError, match=sentence):
+        load(tmp_path, PLAN.replace(right, wrong))
+
+
+def test_a_plan_that_is_not_there_is_refused_with_the_shipped_names():
+    with pytest.raises(PlanError, match="no plan 'lift6'; give a YAML file, or one of the shipped: can5, lift5, lift5-100k, quick"):
+        plans.load("lift6")
+
+
+def test_the_jobs_are_the_commands_of_the_plan_each_after_what_it_needs(tmp_path):
+    plan = load(tmp_path, PLAN)
+    found = jobs(plan)
+    names = [job.name for job in found]
+    assert len(set(names)) == len(names) == 2 * (1 + 3 + 2 * (1 + 1 + 2))
+    assert all(names.index(need) < names.index(job.name) for job in found for need in job.needs)
+    by_name = {job.name: " ".join(job.words) for job in found}
+    assert by_name["lift/demos/1/collect"] == "demos collect --task lift --episodes 2 --seed 1 --out DIR/lift/demos/1 --workers 1 --json"
+    assert by_name["lift/bc/1/train"] == (
+        "train bc --task lift --demos DIR/lift/demos/1 --out DIR/lift/bc/1 --seed 1 --width 16 --workers 1 --json"
+    )
+    assert by_name["lift/otpr/0/train"] == (
+        "train otpr --task lift --demos DIR/lift/demos/0 --init DIR/lift/bc/0 --out DIR/lift/otpr/0 --seed 0 "
+        "--pool near --no-mask --support 3 --steps 100 --workers 1 --json"
+    )
+    assert by_name["lift/otpr/0/evaluate-hard-8"] == (
+        "eval DIR/lift/otpr/0 --task lift --episodes 4 --seed 10000 --preset hard --candidates 8 "
+        "--sampler ddim --steps 5 --eta 1 --workers 1 --json"
+    )
+    assert next(job for job in found if job.name == "lift/otpr/0/train").needs == ("lift/demos/0/collect", "lift/bc/0/train")
+
+
+def test_a_command_that_goes_on_repeats_no_start(tmp_path):
+    job = next(job for job in jobs(load(tmp_path, PLAN)) if job.kind is Kind.TRAIN and job.method == "otpr")
+    anew, again = job.command(tmp_path, begun=False), job.command(tmp_path, begun=True)
+    assert anew[anew.index("--init") + 1] == f"{tmp_path}/lift/bc/0" and anew[anew.index("--out") + 1] == f"{tmp_path}/lift/otpr/0"
+    assert "--init" not in again and again[-1] == "--resume" and set(again) < {*anew, "--resume"}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_every_command_of_the_shipped_plans_is_one_that_otpr_takes(tmp_path, begun):
+    commands, parsers = installed_commands(), {}
+    for name in plans.shipped():
+        for job in jobs(plans.load(name)):
+            words = job.command(tmp_path, begun and bool(job.output))
+            size = 1 if job.kind is Kind.EVALUATE else 2
+            if tuple(words[:size]) not in parsers:
+                parser = parsers[tuple(words[:size])] = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+                commands[tuple(words[:size])].load().add_arguments(parser)
+            assert parsers[tuple(words[:size])].parse_args(words[size:]).workers == 1
