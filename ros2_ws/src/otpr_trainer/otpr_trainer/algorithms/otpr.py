@@ -84,7 +84,8 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "critic_heads", "critic_width", "critic_depth", "cached_candidates", "acting_candidates", "block_states", "draws")
+        positive(self, "critic_heads", "critic_width", "critic_depth", "cached_candidates", "acting_candidates")
+        positive(self, "block_states", "gain_sampling", "draws")
         not_negative(self, "critic_updates", "warmup_updates", "refresh", "pessimism")
         for name, kind in (("pool", Pool), ("weights", Weights)):
             if getattr(self, name) not in (valid := [member.value for member in kind]):
