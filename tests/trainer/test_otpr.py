@@ -116,7 +116,7 @@ def recorded(learner, h):
 
 
 def test_chunks_are_drawn_as_often_as_they_are_compatible(make):
-    """h = (0, 1, 3) are the shares 0, 1/4, 3/4, whatever their scale."""
+    """H = (0, 1, 3) are the shares 0, 1/4, 3/4, whatever their scale."""
     learner = make(pool="all", block_states=1, block_chunks=3, draws=20_000)
     found = recorded(learner, torch.tensor([[0.0, 1.0, 3.0]]) * 1e3)
     targets = learner.block()
