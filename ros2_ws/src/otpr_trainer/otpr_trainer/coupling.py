@@ -62,7 +62,7 @@ class Coupling:
         h = self._plan(cost, states, chunks).to(cost.dtype)
         self.health = health(h, self.epsilon)
         if self.weights not in (Weights.ARGMAX, Weights.UNIFORM):
-            self._lead_epsilon(self.health["transport/median_chunks"])
+            self._lead_epsilon(self.health["transport/median_chunks"], cost.shape)
         return h
 
     def _plan(self, cost: Tensor, states: Tensor | None, chunks: Tensor | None) -> Tensor:
@@ -98,8 +98,9 @@ class Coupling:
             self._optimizer.step()
         return self._potentials.compatibility(states, chunks, cost, self.epsilon)
 
-    def _lead_epsilon(self, used: float) -> None:
-        ratio = log(max(used, 1.0)) - log(self._support)
+    def _lead_epsilon(self, used: float, shape: torch.Size) -> None:
+        fewest = shape[1] / shape[0] if self.weights.shares_chunks else 1.0  # where every chunk has to be used by some state
+        ratio = log(max(used, 1.0)) - log(max(self._support, fewest))
         low, high = EPSILON_RANGE
         self.epsilon = min(max(self.epsilon * exp(-LEAD * ratio), low), high)
 

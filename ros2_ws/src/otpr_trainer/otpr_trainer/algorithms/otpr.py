@@ -10,6 +10,7 @@ Where this differs from the released code, and what was measured, is in docs/otp
     mask            an expert's keypoint (s_k, a_k) is transported to its own partner and to nothing else
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -122,6 +123,11 @@ class Learner(FineTuner):
             ensemble, learning_rate=config.critic_learning_rate, target_rate=config.target_rate, pessimism=config.pessimism
         )
         self.demonstrations = len(self.replay)
+        if self.demonstrations < (wanted := self._keypoint_rows_per_batch()):
+            print(
+                f"otpr: only {self.demonstrations} keypoints in the demonstrations, not {wanted} for a batch: smaller batches",
+                file=sys.stderr,
+            )
         self.arms = Arms()
 
     # The critic
@@ -236,16 +242,18 @@ class Learner(FineTuner):
     def _policy_batches(self, count: int, transporting: bool) -> Iterator["Targets"]:
         """Keypoints, and the rest of each batch from transport problems, shuffled together."""
         size = self.config.batch_size
-        keypoints = size if not transporting else int(size * self.config.keypoint_share) if self.config.mask else 0
+        keypoints = size if not transporting else self._keypoint_rows_per_batch()
+        transported = size - keypoints
+        keypoints = min(keypoints, self.demonstrations)
         pending: list[Targets] = []
         for _ in range(count):
             batch = [self.keypoints(keypoints)] if keypoints else []
-            if keypoints < size:
+            if transported:
                 if not pending:
                     with self.timed("transport"):
                         block = self.block()
                     order = torch.randperm(len(block.x_0), generator=self.generator)
-                    pending = [block.rows(part) for part in order.split(size - keypoints)]
+                    pending = [block.rows(part) for part in order.split(transported)]
                 batch.append(pending.pop())
             yield Targets.joined(batch)
 
@@ -266,6 +274,10 @@ class Learner(FineTuner):
             raise RunError(f"the checkpoint is of another critic: {error}") from error
 
     # Drawing rows
+
+    def _keypoint_rows_per_batch(self) -> int:
+        """While transporting. Without the mask keypoints are rows of the transport problem instead."""
+        return int(self.config.batch_size * self.config.keypoint_share) if self.config.mask else 0
 
     def _integers(self, high: int, count: int) -> Tensor:
         return torch.randint(high, (count,), generator=self.generator) if count else torch.zeros(0, dtype=torch.int64)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From costs to compatibilities: what they do not depend on, how epsilon is led, and what is remembered."""
+
+import pytest
+import torch
+
+from otpr_trainer.coupling import Coupling, Weights, health, row_standardized
+
+STATES, CHUNKS = 12, 36
+
+
+def cost(seed=0):
+    return torch.randn(STATES, CHUNKS, generator=torch.Generator().manual_seed(seed))
+
+
+def coupling(weights, support=4.0):
+    torch.manual_seed(0)  # of the potentials' weights
+    return Coupling(weights, support, state_size=3, chunk_size=2)
+
+
+def points(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(STATES, 3, generator=generator), torch.randn(CHUNKS, 2, generator=generator)
+
+
+@pytest.mark.parametrize("weights", Weights)
+def test_neither_a_scale_of_q_nor_the_value_of_a_state_changes_h(weights):
+    """H(a Q + f(s)) = H(Q): a critic's offset, such as of a longer horizon, must not change what is imitated."""
+    value = torch.linspace(-50, 50, STATES)[:, None]
+    torch.testing.assert_close(
+        coupling(weights).compatibility(7.0 * cost() + value, *points()),
+        coupling(weights).compatibility(cost(), *points()),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_a_chunk_that_is_bad_everywhere_is_used_unless_the_columns_are_relaxed():
+    """P21: balanced transport gives a bad chunk its full share, the semi-relaxed plan none."""
+    bad = cost() + 100.0 * (torch.arange(CHUNKS) % 2)
+    balanced = coupling(Weights.BALANCED).compatibility(bad)
+    relaxed = coupling(Weights.SEMI_RELAXED).compatibility(bad)
+    torch.testing.assert_close(balanced.mean(0), torch.ones(CHUNKS), rtol=0, atol=1e-5)
+    assert (relaxed[:, 1::2] == 0).all()
+    torch.testing.assert_close(relaxed.mean(1), torch.ones(STATES), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [Weights.BALANCED, Weights.SEMI_RELAXED, Weights.SOFTMAX])
+@pytest.mark.parametrize("support", [2.0, 8.0])
+def test_epsilon_is_led_to_the_wanted_number_of_chunks(weights, support):
+    """After some blocks the median state uses about ``support`` chunks, whatever the way of weighting."""
+    learner = coupling(weights, support)
+    used = []
+    for seed in range(120):
+        learner.compatibility(cost(seed))
+        used.append(learner.health["transport/median_chunks"])
+    fewest = CHUNKS / STATES if weights is Weights.BALANCED else 1.0  # all chunks have to be used by some state
+    assert abs(sum(used[-40:]) / 40 / max(support, fewest) - 1) < 0.35
+
+
+@pytest.mark.parametrize("weights", Weights)
+def test_a_critic_that_tells_nothing_apart_gives_no_nan(weights):
+    """A constant cost: every weight is finite and no row is dead."""
+    h = coupling(weights).compatibility(torch.full((STATES, CHUNKS), 0.25), *points())
+    assert h.isfinite().all() and (h.sum(1) > 0).all()
+
+
+def test_standardised_rows_have_no_mean_and_unit_spread():
+    """By hand: [0, 2] and [10, 12] are both [-1, 1]."""
+    torch.testing.assert_close(row_standardized(torch.tensor([[0.0, 2.0], [10.0, 12.0]])), torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]))
+
+
+def test_health_by_hand():
+    """Two rows over two chunks: one on a single chunk, one spread evenly."""
+    values = health(torch.tensor([[2.0, 0.0], [1.0, 1.0]]), 0.5)
+    assert values["transport/row_error"] == 0.0 and values["transport/column_error"] == 0.5
+    assert values["transport/support"] == 0.75 and values["transport/effective_chunks"] == 1.5
+    assert values["transport/entropy"] == pytest.approx(0.5) and values["transport/dead_rows"] == 0.0
+
+
+@pytest.mark.parametrize("weights", [Weights.SEMI_RELAXED, Weights.POTENTIALS])
+def test_a_restored_coupling_goes_on_bit_equal(weights):
+    """Epsilon, and networks with their optimiser, are all that is remembered."""
+    one = coupling(weights)
+    for seed in range(3):
+        one.compatibility(cost(seed), *points(seed))
+    other = Coupling(weights, 4.0, state_size=3, chunk_size=2)
+    other.restore({name: tensor.clone() for name, tensor in one.tensors().items()}, one.values())
+    for seed in range(3, 6):
+        assert torch.equal(one.compatibility(cost(seed), *points(seed)), other.compatibility(cost(seed), *points(seed)))
+
+
+def test_learned_potentials_approach_the_exact_marginals():
+    """On one block again and again, row means come within 10 % of 1 on average (P20)."""
+    learned = coupling(Weights.POTENTIALS, support=12.0)
+    states, chunks = points()
+    block = torch.cdist(states[:, :2], chunks).float()
+    for _ in range(80):
+        h = learned.compatibility(block, states, chunks)
+    assert (h.mean(1) - 1).abs().mean() < 0.1
