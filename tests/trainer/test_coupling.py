@@ -98,3 +98,18 @@ def test_learned_potentials_approach_the_exact_marginals():
     for _ in range(80):
         h = learned.compatibility(block, states, chunks)
     assert (h.mean(1) - 1).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize("weights", Weights)
+def test_no_gradient_passes_through_h(weights):
+    """P18: neither critic nor policy learn through the plan."""
+    values = cost().requires_grad_(True)
+    h = coupling(weights).compatibility(values, *points())
+    assert not h.requires_grad and values.grad is None
+
+
+@pytest.mark.parametrize("weights", [Weights.SEMI_RELAXED, Weights.SOFTMAX, Weights.ARGMAX])
+def test_a_chunk_that_is_best_in_every_state_is_seen(weights):
+    """Centring columns too would hide it."""
+    better = cost() - 10.0 * (torch.arange(CHUNKS) == 3)
+    assert (coupling(weights).compatibility(better).argmax(1) == 3).all()
