@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all fine-tuning algorithms share: rounds, evaluations beside them, resuming bit-equal, and settings that make no sense."""
+
+import copy
+import importlib
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import point_tuning
+import pytest
+import torch
+
+from otpr_policy.errors import DemonstrationError, OtprError, RunError, TaskError
+from otpr_trainer import checkpoint, finetune
+from otpr_trainer.data.replay import Origin
+from otpr_trainer.finetune import FIRST_EPISODE, SEED_OFFSET, due
+from otpr_trainer.interaction import play
+
+ALGORITHMS = ["otpr", "idql", "filtered_bc"]
+every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    point_tuning.play_here(monkeypatch)
+
+
+@pytest.fixture
+def make():
+    """Makes learners of the point task, and closes them."""
+    learners = []
+
+    def build(name, setup=None, **changes):
+        module = importlib.import_module(f"otpr_trainer.algorithms.{name}")
+        config = module.Config(**{**point_tuning.SETTINGS[name], **changes})
+        learners.append(module.Learner(config, setup or point_tuning.setup()))
+        return learners[-1]
+
+    yield build
+    for learner in learners:
+        learner.close()
+
+
+def numbers(metrics):
+    """Metrics without wall-clock times."""
+    return {name: float(value) for name, value in metrics.items() if not name.startswith("seconds/")}
+
+
+def snapshot(learner):
+    state = learner.checkpoint()
+    return {name: tensor.detach().clone() for name, tensor in state.tensors.items()}, copy.deepcopy(state.values)
+
+
+def assert_same(ours, theirs):
+    (tensors, values), (others, other_values) = ours, theirs
+    assert set(tensors) == set(others) and values == other_values
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name]), name
+
+
+# Rounds
+
+
+@every_algorithm
+def test_a_round_is_an_episode_per_environment_and_all_its_steps_count(make, monkeypatch, name):
+    """Episodes are numbered on from round to round, from seeds that nothing else uses."""
+    rounds = []
+
+    def watched(vector, actor, seed, episodes, account):
+        found = list(play(vector, actor, seed, episodes, account))
+        rounds.append((seed, list(episodes), found))
+        return iter(found)
+
+    monkeypatch.setattr(finetune, "play", watched)
+    learner = make(name, point_tuning.setup(seed=5))
+    demonstrated, steps = len(learner.replay), 0
+    for number in range(3):
+        metrics = learner.update()
+        seed, episodes, found = rounds[number]
+        assert seed == SEED_OFFSET + 5 and episodes == list(range(FIRST_EPISODE + 4 * number, FIRST_EPISODE + 4 * number + 4))
+        steps += sum(len(one.trajectory) for one in found)
+        assert learner.step == steps and metrics["rollout/success"] == np.mean([one.success for one in found])
+    assert metrics["replay/transitions"] == len(learner.replay) > demonstrated
+    origin = learner.replay.transitions.origin
+    assert (origin[:demonstrated] == Origin.DEMONSTRATION).all() and (origin[demonstrated:] != Origin.DEMONSTRATION).all()
+    assert learner.progress()["success"].endswith("/12")
+
+
+@every_algorithm
+def test_the_start_policy_is_left_alone_and_all_randomness_is_the_learners_own(make, name):
+    setup = point_tuning.setup()
+    before = copy.deepcopy(setup.start.state_dict())
+    state = torch.get_rng_state()
+    make(name, setup).update()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in setup.start.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_updates_follow_their_rate_over_any_rounds():
+    rng = np.random.default_rng(0)
+    for rate in (0.0, 0.2, 0.25, 1.5, 1 / 3):
+        ends = [0, *np.cumsum(rng.integers(1, 50, 40)).tolist()]
+        counts = [due(rate, before, after) for before, after in pairwise(ends)]
+        assert sum(counts) == int(rate * ends[-1]) and min(counts) >= 0
+
+
+@every_algorithm
+def test_evaluations_are_beside_training_and_not_in_it(make, name):
+    """Same weights, steps and accounts whether or not there are any; the same scenes each time, and a row before training."""
+    plain, judged = make(name), make(name, evaluate_every=1)
+    rows = judged.evaluations()
+    assert plain.evaluations() == [] and len(rows) == 1 and judged.evaluations() == []
+    again = make(name, evaluate_every=1).evaluations()
+    assert again == rows and rows[0]["policy/episodes"] == 3
+    for _ in range(2):
+        plain.update()
+        judged.update()
+        assert len(judged.evaluations()) == 1
+    assert judged.step == plain.step
+    assert_same(snapshot(judged), snapshot(plain))
+
+
+def test_evaluations_are_due_where_a_multiple_is_crossed(make):
+    learner = make("filtered_bc", evaluate_every=40)
+    evaluated = [bool(learner.evaluations())]
+    steps = [0]
+    for _ in range(4):
+        learner.update()
+        steps.append(learner.step)
+        evaluated.append(bool(learner.evaluations()))
+    assert evaluated == [True] + [before // 40 < after // 40 for before, after in pairwise(steps)]
+
+
+# Resuming
+
+
+@every_algorithm
+def test_a_restored_learner_goes_on_bit_equal(make, tmp_path, name):
+    straight = make(name, evaluate_every=30)
+    straight.evaluations()
+    for _ in range(2):
+        straight.update()
+        straight.evaluations()
+    path = tmp_path / "00000001.safetensors"
+    checkpoint.write(path, straight.checkpoint())
+    expected = [(numbers(straight.update()), straight.evaluations()) for _ in range(2)]
+
+    resumed = make(name, evaluate_every=30)
+    resumed.restore(checkpoint.load(path))
+    assert resumed.evaluations() == []  # that of this step was made before the checkpoint
+    assert [(numbers(resumed.update()), resumed.evaluations()) for _ in range(2)] == expected
+    assert_same(snapshot(resumed), snapshot(straight))
+
+
+def test_learned_potentials_are_resumed_too(make, tmp_path):
+    settings = {"pool": "all", "weights": "potentials", "gate": False}
+    straight = make("otpr", **settings)
+    straight.update()
+    checkpoint.write(tmp_path / "00000001.safetensors", straight.checkpoint())
+    expected = numbers(straight.update())
+    resumed = make("otpr", **settings)
+    resumed.restore(checkpoint.load(tmp_path / "00000001.safetensors"))
+    assert numbers(resumed.update()) == expected
+    assert_same(snapshot(resumed), snapshot(straight))
+
+
+@every_algorithm
+def test_after_a_roll_back_batches_are_others_and_episodes_the_same(make, tmp_path, name):
+    learner = make(name)
+    learner.update()
+    checkpoint.write(tmp_path / "00000001.safetensors", learner.checkpoint())
+    outcomes = []
+    for attempt in (0, 1, 1, 2):
+        learner.restore(checkpoint.load(tmp_path / "00000001.safetensors"))
+        if attempt:
+            learner.diverted(attempt)
+        metrics = learner.update()
+        outcomes.append((float(metrics["policy/loss"]), learner.step))
+    losses, steps = zip(*outcomes, strict=True)
+    assert len(set(steps)) == 1 and losses[1] == losses[2] and len(set(losses)) == 3
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("filtered_bc", "otpr"), ("idql", "otpr"), ("otpr", "idql")])
+def test_a_checkpoint_of_another_algorithm_is_refused(make, theirs, ours):
+    other = make(theirs)
+    with pytest.raises(RunError, match="the checkpoint is of another"):
+        make(ours).restore(other.checkpoint())
+
+
+# What makes no sense
+
+
+def named(name, setting, value):
+    module = importlib.import_module(f"otpr_trainer.algorithms.{name}")
+    return module.Config(**{setting: value})
+
+
+SHARED = {
+    "envs": (0, -1),
+    "sampling_steps": (0,),
+    "batch_size": (0,),
+    "evaluate_episodes": (0,),
+    "evaluate_every": (-1,),
+    "actor_updates": (-0.1, np.nan, np.inf),
+    "actor_learning_rate": (0.0, -1.0, np.nan),
+    "actor_ema": (1.0, -0.1),
+}
+CRITICS = {
+    "gamma": (0.0, 1.1, np.nan),
+    "target_rate": (0.0, 1.5),
+    "demo_share": (1.0, -0.5),
+    "critic_updates": (-1.0, np.nan),
+    "warmup_updates": (-1,),
+    "critic_learning_rate": (0.0, np.nan),
+    "critic_width": (0,),
+    "critic_depth": (0,),
+    "acting_candidates": (0,),
+}
+OWN = {
+    "filtered_bc": {"demo_share": (-0.1, 1.1)},
+    "idql": {**CRITICS, "expectile": (0.0, 1.0)},
+    "otpr": {
+        **CRITICS,
+        "critic_heads": (0,),
+        "pessimism": (-0.5, np.nan),
+        "cached_candidates": (0,),
+        "refresh": (-1.0,),
+        "support": (0.0, -2.0, np.nan),
+        "keypoint_share": (-0.1, 1.1),
+        "guidance": (-0.1, 1.1, np.nan),
+        "block_states": (0,),
+        "block_chunks": (0, 99),
+        "gain_sampling": (0,),
+        "draws": (0,),
+    },
+}
+SENSELESS = [(name, setting, value) for name in ALGORITHMS for setting, values in {**SHARED, **OWN[name]}.items() for value in values]
+
+
+@pytest.mark.parametrize(("name", "setting", "value"), SENSELESS)
+def test_a_number_without_meaning_is_refused_by_its_name(name, setting, value):
+    with pytest.raises(RunError, match=setting) as error:
+        named(name, setting, value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("setting", "known"), [("pool", "all, near, own"), ("weights", "argmax, balanced, .*semi_relaxed, .*uniform")])
+def test_a_name_that_does_not_exist_is_refused_with_those_that_do(setting, known):
+    with pytest.raises(RunError, match=f"unknown {setting} 'sinkhorn'.*{known}"):
+        named("otpr", setting, "sinkhorn")
+
+
+@every_algorithm
+def test_a_preset_that_does_not_exist_or_that_the_task_does_not_have_is_refused(make, name):
+    with pytest.raises(TaskError, match=r"unknown preset 'windy'.*nominal"):
+        named(name, "preset", "windy")
+    with pytest.raises(TaskError, match="task 'point' has no distribution shifts"):
+        make(name, preset="hard").update()
+
+
+def test_demonstrations_that_cannot_teach_are_refused(make):
+    spec = point_tuning.spec(chunk_length=11)
+    with pytest.raises(DemonstrationError, match="no demonstration is as long as a chunk of 11 steps"):
+        make("filtered_bc", point_tuning.setup(start=point_tuning.random_policy(spec)))
+    setup = point_tuning.setup()
+    unrewarded = tuple(replace(episode, reward=-episode.reward) for episode in setup.demos.episodes)
+    with pytest.raises(DemonstrationError, match="fine-tuning maximises success"):
+        make("otpr", replace(setup, demos=replace(setup.demos, episodes=unrewarded)))
+
+
+@every_algorithm
+def test_nothing_to_learn_with_is_no_mistake(make, name):
+    """Rates of 0: play alone."""
+    rates = {"otpr": ("critic_updates", "warmup_updates", "refresh"), "idql": ("critic_updates", "warmup_updates"), "filtered_bc": ()}
+    learner = make(name, actor_updates=0, **dict.fromkeys(rates[name], 0))
+    before = snapshot(learner)[0]
+    metrics = numbers(learner.update())
+    after = snapshot(learner)[0]
+    weights = [key for key in before if not key.startswith(("replay.", "generator"))]
+    assert len(weights) > 10 and all(torch.equal(before[key], after[key]) for key in weights)
+    assert metrics["policy/loss"] == 0.0 and learner.step > 0
+
+
+def test_a_task_that_the_policy_does_not_fit_is_refused(make):
+    setup = point_tuning.setup()
+    with pytest.raises(OtprError, match="the policy's observation is"):
+        make("filtered_bc", replace(setup, task="lift"))
+
+
+def test_no_process_is_started_before_the_first_round(make, monkeypatch):
+    """So a mistake that is noticed in time costs none."""
+
+    def forbidden(*arguments):
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr("otpr_sim.vector.WorkerPool", forbidden)
+    make("filtered_bc").close()
+
+
+# The two that are compared with
+
+
+def test_filtered_cloning_imitates_demonstrations_and_own_successes_alone(make):
+    learner = make("filtered_bc", batch_size=64, demo_share=0.5)
+    assert (learner.replay.transitions.rows(learner._rows()).origin == Origin.DEMONSTRATION).all()
+    while not (learner.replay.transitions.origin == Origin.SUCCESS).any():
+        learner.update()
+    learner.update()
+    assert (learner.replay.transitions.origin == Origin.FAILURE).any()
+    origin = learner.replay.transitions.rows(learner._rows()).origin
+    assert [int((origin == kind).sum()) for kind in Origin] == [32, 32, 0]
+
+
+def test_the_expectile_of_one_half_is_half_the_squared_error(make):
+    """And with expectile t a value above V counts t, one below 1 - t."""
+    learner = make("idql")
+    batch = learner.replay.transitions
+    learner.q.target_values = lambda condition, chunks, generator: torch.linspace(0, 1, len(condition))[:, None]
+    learner.value = lambda condition: torch.full((len(condition),), 0.4)
+    u = torch.linspace(0, 1, len(batch)) - 0.4
+    for expectile in (0.5, 0.8):
+        learner.config = replace(learner.config, expectile=expectile)
+        expected = torch.where(u > 0, expectile, 1 - expectile) * u**2
+        assert float(learner.v_loss(batch)) == pytest.approx(float(expected.mean()), rel=1e-5)
+
+
+def test_iqls_target_is_the_reward_at_an_end_and_the_final_states_value_where_it_was_cut_off(make):
+    learner = make("idql")
+    learner.update()
+    batch = learner.replay.transitions
+    cut_off = (batch.discount > 0) & ~torch.isin(batch.next_state, batch.state)  # nothing begins in a final state
+    over = batch.discount == 0
+    assert cut_off.any() and over.any()
+    with torch.no_grad():
+        q = torch.sigmoid(learner.q.ensemble(learner.replay.condition[batch.state], batch.chunk[:, :2]))
+        y = batch.reward + batch.discount * learner.value(learner.replay.condition[batch.next_state])
+        assert torch.equal(y[over], batch.reward[over])
+        assert float(learner.q_loss(batch)) == pytest.approx(float((q - y).square().mean()), rel=1e-4)
+    learner.q_loss(batch).backward()
+    assert all(parameter.grad is None for parameter in learner.v.parameters())
