@@ -33,6 +33,7 @@ START = bc.Config(
 SMALL = {"steps": 200, "envs": 4, "sampling_steps": 2, "batch_size": 16, "evaluate_every": 0, "evaluate_episodes": 3}
 SMALL_CRITIC = {"critic_width": 16, "critic_depth": 2, "warmup_updates": 4, "acting_candidates": 3, "selection_start": 0}
 SMALL_OTPR = {"critic_heads": 3, "cached_candidates": 2, "actor_start": 0, "block_states": 6, "block_chunks": 2, "draws": 4}
+CHECKPOINT_EVERY = 20  # environment steps, in runs that are killed
 SETTINGS: dict[str, dict[str, Any]] = {
     "filtered_bc": SMALL,
     "idql": {**SMALL, **SMALL_CRITIC},
@@ -126,7 +127,7 @@ def play_here(patch: pytest.MonkeyPatch) -> None:
 
 
 def killed(algorithm: ModuleType, words: list[object], *, update: int) -> None:
-    """Runs ``otpr train`` in a process that SIGKILLs itself when it begins its ``update``-th update, from 1."""
+    """Runs ``otpr train`` in a process that SIGKILLs itself when it begins its ``update``-th round, from 1."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["otpr_trainer.algorithms.bc", "otpr_trainer.train", "torch._dynamo"])
     process = context.Process(target=_doomed, args=(algorithm.__name__, [str(word) for word in words], update))
@@ -141,6 +142,7 @@ def _doomed(algorithm: str, words: list[str], update: int) -> None:
 
     tqdm.set_lock(threading.RLock())  # not one between processes, which could not be freed
     play_here(pytest.MonkeyPatch())
+    FineTuner.checkpoint_every = CHECKPOINT_EVERY
     done, original = 0, FineTuner.update
 
     def counting(learner: FineTuner) -> Any:

@@ -337,5 +337,6 @@ def test_iqls_target_is_the_reward_at_an_end_and_the_final_states_value_where_it
         y = batch.reward + batch.discount * learner.value(learner.replay.condition[batch.next_state])
         assert torch.equal(y[over], batch.reward[over])
         assert float(learner.q_loss(batch)) == pytest.approx(float((q - y).square().mean()), rel=1e-4)
+    learner._v_optimizer.zero_grad()
     learner.q_loss(batch).backward()
     assert all(parameter.grad is None for parameter in learner.v.parameters())

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``otpr train otpr|idql|filtered_bc`` from a cloned policy to an evaluated file, and a run that is killed and resumed."""
+
+import csv
+import importlib
+import json
+import shutil
+
+import numpy as np
+import point_task
+import point_tuning
+import pytest
+import torch
+from toy_runs import run_command
+
+from otpr_policy import artifact
+from otpr_policy.errors import RunError
+from otpr_policy.inference import OnnxPolicy
+from otpr_trainer import run as runs
+from otpr_trainer.commands import eval as evaluation
+from otpr_trainer.commands import export as exporting
+from otpr_trainer.commands import train
+from otpr_trainer.finetune import FineTuner
+
+COMMANDS = {"otpr": train.OTPR, "idql": train.IDQL, "filtered_bc": train.FILTERED_BC}
+CHANGES = {"steps": 80, "evaluate_every": 40}
+ACTING = ["--sampler", "ddim", "--steps", 2, "--eta", 1, "--episodes", 4, "--workers", 1, "--json"]
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory):
+    """Demonstrations, a cloned policy, and one run of each algorithm that nothing happened to."""
+    folder = tmp_path_factory.mktemp("origin")
+    point_task.write_demonstrations(folder / "demos")
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(patch)
+        data = ["--task", "point", "--demos", folder / "demos"]
+        assert run_command(train.BC, *data, "--out", folder / "clone", *point_tuning.flags(point_tuning.START.__dict__)) == 0
+        for name in COMMANDS:
+            assert begin(folder, name, folder / name) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    prepare(monkeypatch)
+
+
+def prepare(patch):
+    point_tuning.play_here(patch)
+    patch.setattr(FineTuner, "checkpoint_every", point_tuning.CHECKPOINT_EVERY)
+
+
+def words(folder, name, output, **changes):
+    settings = {**point_tuning.SETTINGS[name], **CHANGES, **changes}
+    start = ["--task", "point", "--demos", folder / "demos", "--init", folder / "clone", "--out", output, "--workers", 1]
+    return [*start, *point_tuning.flags(settings)]
+
+
+def begin(folder, name, output, *more, **changes):
+    return run_command(COMMANDS[name], *words(folder, name, output, **changes), *more)
+
+
+def rows(path):
+    """The rows of a CSV file without wall-clock times."""
+    with path.open() as file:
+        return [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_run_has_its_rows_its_critic_and_where_it_came_from(origin, name):
+    run = runs.load(origin / name)
+    newest = run.newest_checkpoint()
+    assert run.config.algorithm == name and newest.step >= 80 and run.config.init == str(origin / "clone")
+    metrics, evaluations = rows(run.directory / "metrics.csv"), rows(run.directory / "evaluations.csv")
+    assert [int(row["step"]) for row in metrics] == sorted({int(row["step"]) for row in metrics}) and int(
+        metrics[-1]["step"]
+    ) == newest.step
+    assert len(evaluations) == 1 + len({int(row["step"]) // 40 for row in metrics if int(row["step"]) >= 40})
+    assert np.isfinite([float(value) for row in metrics + evaluations for value in row.values()]).all()
+    assert ("selected/success" in evaluations[0]) == (name != "filtered_bc") == (run.config.critic is not None)
+    tuned, cloned = run.policy().state_dict(), runs.load(origin / "clone").policy().state_dict()
+    changed = [key for key in tuned if not torch.equal(tuned[key], cloned[key])]
+    assert changed and all(key.startswith("network.") for key in changed)  # normalisers stay
+
+
+@pytest.mark.parametrize("name", ["otpr", "idql"])
+def test_a_run_with_a_critic_is_evaluated_with_candidates(origin, capsys, name):
+    capsys.readouterr()
+    outcomes = []
+    for candidates in (1, 4):
+        assert run_command(evaluation.COMMAND, origin / name, *ACTING, "--candidates", candidates) == 0
+        outcomes.append(json.loads(capsys.readouterr().out))
+    assert [outcome["candidates"] for outcome in outcomes] == [1, 4] and outcomes[0]["episodes"] == 4
+    assert outcomes[0]["mean_steps"] != outcomes[1]["mean_steps"]  # the critic did choose
+
+
+def test_cloning_has_no_critic_to_choose_with(origin):
+    with pytest.raises(RunError, match="has no critic: filtered_bc trains none"):
+        run_command(evaluation.COMMAND, origin / "filtered_bc", *ACTING, "--candidates", 4)
+
+
+def test_a_fine_tuned_run_is_exported_with_candidates_and_its_file_acts(origin, tmp_path):
+    """The proof holds where fewer actions are carried out than a chunk has."""
+    file = tmp_path / "tuned.onnx"
+    assert (
+        run_command(exporting.COMMAND, origin / "otpr", "--out", file, "--steps", 2, "--candidates", 3, "--episodes", 4, *ACTING[-3:]) == 0
+    )
+    manifest = artifact.load(file).manifest
+    assert (manifest.selection.candidates, manifest.provenance.algorithm, manifest.policy.executed_length) == (3, "otpr", 2)
+    assert manifest.parity.end_to_end_error < 1e-4 and manifest.evaluation.disagreements == 0
+    policy = OnnxPolicy.from_graph(artifact.load(file).content, manifest.policy, manifest.noise_shape)
+    observation = np.tile([0.5, 20.0, 20.0], (2, 1))
+    assert policy.infer(observation, np.zeros(manifest.noise_shape)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_run_that_is_killed_and_resumed_ends_bit_equal(origin, tmp_path, name):
+    """Killed in its third round, behind a checkpoint, and again in the first one of going on."""
+    module = importlib.import_module(f"otpr_trainer.algorithms.{name}")
+    output, straight = tmp_path / "run", origin / name
+    point_tuning.killed(module, words(origin, name, output), update=3)
+    assert 0 < runs.load(output).newest_checkpoint().step < 80
+    point_tuning.killed(module, ["--resume", "--out", output, "--workers", 1], update=1)
+    assert run_command(COMMANDS[name], "--resume", "--out", output, "--workers", 1) == 0
+    for table in ("metrics.csv", "evaluations.csv"):
+        assert rows(output / table) == rows(straight / table), table
+    ours, theirs = runs.load(output).newest_checkpoint(), runs.load(straight).newest_checkpoint()
+    assert ours.step == theirs.step and set(ours.tensors) == set(theirs.tensors)
+    for key, tensor in ours.tensors.items():
+        assert torch.equal(tensor, theirs.tensors[key]), key
+
+
+def test_a_finished_run_resumed_has_nothing_to_do_and_settings_stay(origin, tmp_path):
+    shutil.copytree(origin / "otpr", tmp_path / "run")
+    before = rows(tmp_path / "run/metrics.csv")
+    with pytest.raises(RunError, match="pool own -> all"):
+        run_command(train.OTPR, "--resume", "--out", tmp_path / "run", "--pool", "all")
+    assert run_command(train.OTPR, "--resume", "--out", tmp_path / "run", "--workers", 1) == 0
+    assert rows(tmp_path / "run/metrics.csv") == before
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [({"steps": 0}, "a budget of 0 step trains nothing"), ({"steps": -5}, "a budget of -5 step"), ({"envs": 0}, "envs must be at least 1")],
+)
+def test_what_cannot_be_trained_leaves_no_run_behind(origin, tmp_path, name, change, sentence):
+    with pytest.raises(RunError, match=sentence):
+        begin(origin, name, tmp_path / "run", **change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_workers_than_environments_are_as_many_as_environments(origin, tmp_path):
+    assert begin(origin, "filtered_bc", tmp_path / "run", "--workers", 9) == 0
+    assert rows(tmp_path / "run/metrics.csv") == rows(origin / "filtered_bc/metrics.csv")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_says_what_each_setting_is(capsys, name):
+    with pytest.raises(SystemExit):
+        run_command(COMMANDS[name], "--help")
+    text = capsys.readouterr().out
+    assert f"{name} settings" in text and "budget of environment steps" in text and "--init RUN" in text
