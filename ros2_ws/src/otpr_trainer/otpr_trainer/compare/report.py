@@ -11,7 +11,7 @@ from otpr_policy.errors import EnvironmentSetupError
 from otpr_policy.files import write_text
 from otpr_trainer.compare import curves
 from otpr_trainer.compare.jobs import Job
-from otpr_trainer.compare.plan import Plan
+from otpr_trainer.compare.plan import Plan, shipped
 from otpr_trainer.compare.records import Records, machine
 from otpr_trainer.compare.results import Results, Row, gather, to_json
 from otpr_trainer.compare.statistics import Estimate
@@ -64,11 +64,12 @@ def write(plan: Plan, jobs: tuple[Job, ...], records: Records) -> tuple[Results,
 def markdown(results: Results, jobs: tuple[Job, ...], drawn: bool) -> str:
     """The report as text."""
     plan, here = results.plan, machine()
+    called = plan.name if plan.name in shipped() else "PLAN.yaml"
     done = len(jobs) - len(results.missing)
     lines = [
         f"# {plan.name}",
         "",
-        f"`otpr compare {plan.name} --out DIR`; commit {', '.join(results.commits) or 'unknown'}; {here['cores']} cores ({here['cpu']}), "
+        f"`otpr compare {called} --out DIR`; commit {', '.join(results.commits) or 'unknown'}; {here['cores']} cores ({here['cpu']}), "
         f"Python {here['python']}, one thread per job. {done} of {len(jobs)} jobs are done.",
         "",
         f"Budget {plan.budget} environment steps per method and seed. Evaluation: {plan.evaluation.episodes} episodes with seed "
