@@ -88,6 +88,16 @@ def test_a_round_is_an_episode_per_environment_and_all_its_steps_count(make, mon
 
 
 @every_algorithm
+def test_the_order_in_which_episodes_end_does_not_matter(make, monkeypatch, name):
+    """It depends on which worker is late."""
+    straight, reverse = make(name), make(name)
+    straight.update()
+    monkeypatch.setattr(finetune, "play", lambda *arguments: reversed(list(play(*arguments))))
+    reverse.update()
+    assert_same(snapshot(reverse), snapshot(straight))
+
+
+@every_algorithm
 def test_the_start_policy_is_left_alone_and_all_randomness_is_the_learners_own(make, name):
     setup = point_tuning.setup()
     before = copy.deepcopy(setup.start.state_dict())

@@ -9,9 +9,11 @@ import torch
 from otpr_policy.spec import Field, PolicySpec, Semantics, VectorSpec
 from otpr_sim import registry
 from otpr_sim.env import TaskSpec
+from otpr_trainer import finetune
 from otpr_trainer.algorithms.otpr import Config, Learner, Pool, Targets, Weights
 from otpr_trainer.data.demonstrations import Demonstrations, Episode, Header
 from otpr_trainer.data.replay import Origin
+from otpr_trainer.interaction import play
 from otpr_trainer.learner import Setup
 from otpr_trainer.policy import DiffusionPolicy, PolicyConfig
 
@@ -79,7 +81,7 @@ def test_resampling_and_weighting_estimate_the_same_loss(make, resampling):
 
 
 def test_in_the_own_pool_a_state_imitates_what_was_done_or_drawn_there_and_never_a_neighbours_chunk(make):
-    learner = make(pool="own", block_states=50, draws=1)
+    learner = make(pool="own", block_states=20, draws=3)
     rows, replay = learner.replay.transitions, learner.replay
     for column, known in ((0, rows.chunk), (1, replay.candidates[rows.state, 0]), (2, replay.candidates[rows.state, 1])):
         learner.compatibility = lambda cost, column=column: torch.eye(cost.shape[1])[column].expand(cost.shape) * cost.shape[1]
@@ -87,6 +89,22 @@ def test_in_the_own_pool_a_state_imitates_what_was_done_or_drawn_there_and_never
         for condition, chunk in zip(targets.condition, targets.x_0, strict=True):
             here = (replay.condition[rows.state] == condition).all(1)
             assert (known[here] == chunk).flatten(1).all(1).any()
+
+
+@pytest.mark.parametrize("pool", Pool)
+def test_a_state_imitates_the_chunk_that_the_critics_value_most(make, pool):
+    """By the part of it that is carried out, and among those of its pool alone."""
+    learner = make(pool=pool.value, weights="argmax", block_states=20, draws=1)
+    best = {}
+
+    def values(condition, chunks):  # whose first move is largest
+        found = chunks[..., 0, 0].expand(len(condition), -1)
+        best["value"] = found.amax(1)
+        return found[None]
+
+    learner.critic.values = learner.critic.cross_values = values
+    targets = learner.block()
+    assert torch.equal(targets.x_0[:, 0, 0], best["value"])
 
 
 def test_weights_that_are_all_alike_are_a_factor_of_the_loss(make):
@@ -130,6 +148,15 @@ def test_a_batch_of_keypoints_may_be_larger_than_the_expert_set(make):
     known = torch.cat([learner.replay.condition[rows.state], rows.chunk.flatten(1)], dim=1)
     drawn = torch.cat([targets.condition, targets.x_0.flatten(1)], dim=1)
     assert (drawn[:, None] == known).all(2).any(1).all()
+
+
+@pytest.mark.parametrize(("own", "expected"), [(True, 50), (False, 0)])
+def test_own_successes_are_half_of_the_keypoints_once_there_are_any(make, own, expected):
+    learner = make(own_keypoints=own)
+    while not (learner.replay.transitions.origin == Origin.SUCCESS).any():
+        learner.update()
+    origin = learner.replay.transitions.rows(learner._keypoint_rows(100)).origin
+    assert [int((origin == kind).sum()) for kind in Origin] == [100 - expected, expected, 0]
 
 
 def batches(learner, transporting=True):
@@ -193,13 +220,27 @@ def test_a_closed_gate_leaves_cloning_and_without_a_gate_it_is_open(make, gate, 
     assert learner.update()["transport/open"] == is_open
 
 
-def test_half_the_episodes_are_played_by_compatibility_and_counted_as_such(make):
-    learner = make(envs=4)
+def test_half_the_episodes_are_played_by_compatibility_and_counted_as_such(make, monkeypatch):
+    """Those in which Acting lets the critic choose."""
+    found, selected = [], []
+
+    def watched(vector, actor, *arguments):
+        selected.append(actor._choosing)
+        found.extend(play(vector, actor, *arguments))
+        return iter(found[-8:])
+
+    monkeypatch.setattr(finetune, "play", watched)
+    learner = make(envs=8)
     learner.update()
-    assert [len(arm) for arm in learner.arms.to_json()] == [2, 2]
-    later = make(envs=4, selection_start=10_000)
+    episodes = sorted(found, key=lambda one: one.episode)
+    by_critic = selected[0](np.array([one.episode for one in episodes]))
+    assert by_critic.sum() == 4
+    for side, outcomes in enumerate(learner.arms.to_json()):
+        assert outcomes == [one.success for one, chosen in zip(episodes, by_critic, strict=True) if chosen == side]
+    assert learner.arms.to_json()[0] != learner.arms.to_json()[1]
+    later = make(envs=8, selection_start=10_000)
     later.update()
-    assert [len(arm) for arm in later.arms.to_json()] == [4, 0]
+    assert [len(arm) for arm in later.arms.to_json()] == [8, 0]
 
 
 # The whole
