@@ -326,7 +326,12 @@ def test_the_expectile_of_one_half_is_half_the_squared_error(make):
     """And with expectile t a value above V counts t, one below 1 - t."""
     learner = make("idql")
     batch = learner.replay.transitions
-    learner.q.target_values = lambda condition, chunks, generator: torch.linspace(0, 1, len(condition))[:, None]
+
+    def values(condition, chunks, generator):
+        assert torch.equal(chunks, batch.chunk[:, None, :2])  # what was carried out
+        return torch.linspace(0, 1, len(condition))[:, None]
+
+    learner.q.target_values = values
     learner.value = lambda condition: torch.full((len(condition),), 0.4)
     u = torch.linspace(0, 1, len(batch)) - 0.4
     for expectile in (0.5, 0.8):

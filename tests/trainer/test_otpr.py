@@ -191,14 +191,14 @@ def test_the_target_is_what_the_policy_would_be_worth_next_and_at_least_what_was
     learner.update()
     targets = []
     learner.critic.target_values = lambda condition, chunks, generator: chunks.mean((2, 3)).sigmoid()
-    learner.critic.loss = lambda condition, chunk, target: targets.append(target)
+    learner.critic.loss = lambda condition, chunk, target: targets.extend([target, chunk])
     batch = learner.replay.transitions
     learner.critic_loss(batch)
     ahead = learner.replay.candidates[batch.next_state][:, :, :2].mean((2, 3)).sigmoid().mean(1)  # both that are cached
     expected = batch.reward + batch.discount * ahead
     assert (batch.observed_return > expected).any() and (batch.observed_return < expected).any()
     assert torch.allclose(targets[0], torch.maximum(expected, batch.observed_return) if observed else expected)
-    assert float(targets[0].max()) <= 1.0
+    assert float(targets[0].max()) <= 1.0 and torch.equal(targets[1], batch.chunk[:, :2])
 
 
 def test_critics_learn_from_demonstrations_and_own_experience_by_halves(make):
