@@ -90,8 +90,10 @@ def test_a_round_is_an_episode_per_environment_and_all_its_steps_count(make, mon
 @every_algorithm
 def test_the_order_in_which_episodes_end_does_not_matter(make, monkeypatch, name):
     """It depends on which worker is late."""
-    straight, reverse = make(name), make(name)
+    straight, reverse, several = make(name), make(name), make(name, point_tuning.setup(workers=3))
     straight.update()
+    several.update()
+    assert_same(snapshot(several), snapshot(straight))
     monkeypatch.setattr(finetune, "play", lambda *arguments: reversed(list(play(*arguments))))
     reverse.update()
     assert_same(snapshot(reverse), snapshot(straight))

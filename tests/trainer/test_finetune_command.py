@@ -151,6 +151,12 @@ def test_what_cannot_be_trained_leaves_no_run_behind(origin, tmp_path, name, cha
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_a_seed_that_might_meet_that_of_an_evaluation_is_refused(origin, tmp_path, seed):
+    with pytest.raises(RunError, match=r"--seed must be in 0\.\.2147483647, got"):
+        begin(origin, "filtered_bc", tmp_path / "run", "--seed", seed)
+
+
 def test_more_workers_than_environments_are_as_many_as_environments(origin, tmp_path):
     assert begin(origin, "filtered_bc", tmp_path / "run", "--workers", 9) == 0
     assert rows(tmp_path / "run/metrics.csv") == rows(origin / "filtered_bc/metrics.csv")

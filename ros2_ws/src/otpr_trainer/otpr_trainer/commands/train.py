@@ -94,9 +94,13 @@ def _run(arguments: Namespace, algorithm: "Algorithm") -> int:
 
 
 def _check_flags(arguments: Namespace, algorithm: "Algorithm") -> None:
-    """Raises RunError for flags that do not go together."""
+    """Raises RunError for flags that are out of range or do not go together."""
+    from otpr_trainer.rollout import SEED_LIMIT
+
     if arguments.workers < 1:
         raise RunError(f"--workers must be at least 1, got {arguments.workers}")
+    if not 0 <= getattr(arguments, "seed", 0) < SEED_LIMIT:
+        raise RunError(f"--seed must be in 0..{SEED_LIMIT - 1}, got {arguments.seed}")
     if "init" in arguments and not algorithm.NEEDS_INIT:
         raise RunError(f"{algorithm.NAME} starts from nothing; --init is for algorithms that fine-tune a policy")
     needed = ("task", "demos", "init") if algorithm.NEEDS_INIT else ("task", "demos")
