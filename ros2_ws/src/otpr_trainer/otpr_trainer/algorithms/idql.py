@@ -40,7 +40,7 @@ class Config(Settings):
     critic_learning_rate: float = setting(3e-4, "AdamW's, of Q and V")
     critic_updates: float = setting(0.25, "gradient steps of Q and V per environment step")
     target_rate: float = setting(0.005, "share by which the target of Q follows per gradient step")
-    warmup_updates: int = setting(500, "gradient steps of Q and V on demonstrations before the first round")
+    warmup_updates: int = setting(500, "gradient steps of Q and V after the first round, beyond those that its environment steps ask for")
     demo_share: float = setting(0.5, "share of demonstrations in a batch")
     acting_candidates: int = setting(8, "samples of which the critic chooses")
     selection_start: int = setting(2000, "environment steps from which the critic chooses in half the episodes")
