@@ -60,7 +60,9 @@ class Config(Settings):
     target_rate: float = setting(0.005, "share by which target critics follow per gradient step")
     pessimism: float = setting(0.5, "standard deviations of the ensemble below its mean at which a chunk is valued")
     observed_returns: bool = setting(True, "a return that was seen bounds a value from below; without, values take long to spread")
-    warmup_updates: int = setting(500, "gradient steps of the critics after the first round, beyond those that its environment steps ask for")
+    warmup_updates: int = setting(
+        500, "gradient steps of the critics after the first round, beyond those that its environment steps ask for"
+    )
     demo_share: float = setting(0.5, "share of demonstrations in a batch of the critics")
     cached_candidates: int = setting(4, "chunks of the policy that replay keeps for each state")
     refresh: float = setting(1.5, "states whose cached chunks are drawn anew, per environment step")
