@@ -89,7 +89,7 @@ def test_a_support_that_no_plan_has_is_refused():
         with pytest.raises(TransportError, match=r"share in \(0, 1\]"):
             transport.epsilon_for_support(normal(5, 7), support, Kind.BALANCED)
     # Each of 4 states must take 10 of 40 actions.
-    with pytest.raises(TransportError, match="support of 0.1: the smallest found is 0.25"):
+    with pytest.raises(TransportError, match=r"support of 0\.1: the smallest found is 0\.25"):
         transport.epsilon_for_support(normal(4, 40), 0.1, Kind.BALANCED)
 
 
