@@ -263,6 +263,16 @@ def test_the_solution_is_found_for_costs_of_every_structure(monkeypatch, family,
     assert primal(plan, cost, epsilon, p, q) == pytest.approx(dual(plan, cost, epsilon, p, q), abs=1e-6)
 
 
+@pytest.mark.parametrize("support", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize(("n", "m"), [(64, 192), (192, 64), (128, 128)])
+def test_an_ordinary_block_is_solved_in_a_few_unguarded_steps(monkeypatch, n, m, support):
+    """Time depends on it; no other law does."""
+    monkeypatch.setattr(quadratic_dual, "_careful", None)
+    states, actions = normal(n, 8, seed=1), normal(m, 8, seed=2)
+    for cost in (normal(n, m), torch.cdist(states, actions) ** 2):
+        assert balanced(cost, transport.epsilon_for_support(cost, support, Kind.BALANCED)).iterations <= 9
+
+
 def test_without_a_usable_newton_step_alternating_sweeps_still_arrive(monkeypatch):
     def fails(matrix):
         return torch.full_like(matrix, math.nan), torch.ones(len(matrix), dtype=torch.int32)
@@ -275,18 +285,15 @@ def test_without_a_usable_newton_step_alternating_sweeps_still_arrive(monkeypatc
     assert plan.iterations > 20 and largest(plan.compatibility - expected.compatibility) < 1e-4
 
 
-@pytest.mark.parametrize("epsilon", [[1.0, 0.1, 0.05, 0.02, 0.002, 0.0005], [0.001] * 6], ids=["easy and hard", "hard"])
-def test_a_batch_is_the_problems_one_by_one(epsilon):
-    """Easy ones are done long before the last; of hard ones, each has steps that it must take back while others go on."""
+def test_a_batch_is_the_problems_one_by_one():
+    """Easy ones are done long before the last."""
     cost = torch.stack([normal(20, 30, seed=seed) for seed in range(6)])
-    epsilon = torch.tensor(epsilon, dtype=torch.float64)
+    epsilon = torch.tensor([1.0, 0.1, 0.05, 0.02, 0.002, 0.0005], dtype=torch.float64)
     together, alone = balanced(cost, epsilon), [balanced(c, e) for c, e in zip(cost, epsilon, strict=True)]
     assert together.row_error.shape == (6,) and together.u.shape == (6, 20) and together.v.shape == (6, 30)
     for i, plan in enumerate(alone):
         assert largest(together.compatibility[i] - plan.compatibility) < 2e-4
         assert max(together.row_error[i], together.column_error[i]) < 1e-6
-    if len(set(epsilon.tolist())) == 1:
-        assert together.iterations <= 1.2 * max(plan.iterations for plan in alone), "what one takes back must not disturb the others"
     free = semi_relaxed(cost, epsilon)
     assert largest(free.compatibility[3] - semi_relaxed(cost[3], float(epsilon[3])).compatibility) < 1e-12
     kinds = [transport.epsilon_for_support(cost, 0.2, kind) for kind in Kind]
@@ -295,18 +302,30 @@ def test_a_batch_is_the_problems_one_by_one(epsilon):
     )
 
 
+def test_a_step_that_one_problem_of_a_batch_takes_back_does_not_disturb_the_others():
+    """Seen in the middle of the way: at its end all ways meet."""
+    z = torch.stack([normal(20, 30, seed=seed) for seed in range(6)]) / 6e-4
+    p, q = torch.full((6, 1, 20), 1 / 20, dtype=torch.float64), torch.full((6, 30, 1), 1 / 30, dtype=torch.float64)
+
+    def half_way(of):
+        return quadratic_dual._careful(z[of], p[of], q[of], torch.zeros(len(z[of]), 20, 1, dtype=torch.float64), 1e-6, limit=12)
+
+    together, alone = half_way(slice(None)), [half_way(slice(i, i + 1)) for i in range(6)]
+    assert (together.error > 1e-3).all()
+    assert largest(together.x - torch.cat([dual.x for dual in alone])) < 1e-6 * largest(together.x)
+
+
 @pytest.mark.parametrize(("n", "m"), [(30, 50), (50, 30)])
 def test_a_warm_start_gives_the_same_plan_in_fewer_steps(n, m):
     cost = normal(n, m)
-    cold = balanced(cost, 0.002)
-    near = balanced(cost + 1e-4 * normal(n, m, seed=1), 0.002)
-    warm = balanced(cost, 0.002, start=near)
-    assert largest(warm.compatibility - cold.compatibility) < 1e-4
+    cold = balanced(cost, 0.002, tolerance=EXACT)
+    warm = balanced(cost, 0.002, tolerance=EXACT, start=balanced(cost + 1e-4 * normal(n, m, seed=1), 0.002))
+    assert largest(warm.compatibility - cold.compatibility) < 1e-6
     assert warm.iterations < cold.iterations
-    assert balanced(cost, 0.002, start=cold, tolerance=1e-5).iterations <= 1
+    assert balanced(cost, 0.002, start=cold).iterations == 0
     mask = transport.keypoint_mask(n, n, KEYPOINTS)
     square = normal(n, n)
-    assert balanced(square, 0.1, mask=mask, start=balanced(square, 0.1, mask=mask), tolerance=1e-5).iterations <= 1
+    assert balanced(square, 0.1, mask=mask, start=balanced(square, 0.1, mask=mask, tolerance=EXACT)).iterations == 0
 
 
 def test_answers_have_the_questions_type():
@@ -326,6 +345,7 @@ def test_no_gradient_flows_through_a_plan():
         transport.assignment(-q_values),
     ):
         assert not plan.compatibility.requires_grad and not plan.u.requires_grad
+        (critic(normal(4, 3)) * plan.compatibility * plan.u).sum().backward()  # as a weight it is welcome
     assert not transport.standardize(-q_values)[0].requires_grad
     assert not transport.epsilon_for_support(-q_values, 0.5, Kind.BALANCED).requires_grad
 

@@ -13,8 +13,9 @@ are two ways, and a problem that the first does not solve goes the second:
   entries or more, and it costs about as much as 20 looks at the block.
 - :func:`_careful` comes from anywhere. For given x the best y is found column by column, exactly; what is left is a concave function of x
   alone, whose second derivative is the Schur complement of J's. That is singular where the support falls apart, so steps are damped
-  (Levenberg-Marquardt) and taken back. If even a heavily damped step fails, a sweep of exact alternating maximisation takes its place. It
-  always ascends, and alone it would converge too: J is differentiable, and each side has one best answer to the other.
+  (Levenberg-Marquardt) and taken back. Where they fail all the same, or go back and forth over a kink, a sweep of exact alternating
+  maximisation takes the place of a step. Sweeps always ascend, and alone they would converge too: J is differentiable, and
+  each side has one best answer to the other.
 
 Arrays have a batch dimension and are float64: z and h (B, n, m), x (B, n, 1), y (B, 1, m), p (B, 1, n), q (B, m, 1). Linear systems are
 n x n, so n should be the smaller side. The large arrays are made once per problem: to make them anew costs more than to fill them.
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TINY = 1e-300  # against 0 / 0
+TINY = 1e-30  # against 0 / 0
 PASSES = 60  # of one fit; about 5 are used, and each shrinks a support or ends
 
 # The quick way.
@@ -42,6 +43,7 @@ START_ERROR = 0.5  # marginal error of a cold start above which a smoother probl
 SMOOTHER = 5.0  # with so many times the epsilon,
 SMOOTHER_TOLERANCE = 1e-2
 LEAST_DAMPING, FIRST_DAMPING, MOST_DAMPING = 1e-10, 1e-8, 1e4  # shares of the curvature's diagonal
+PATIENCE, PROGRESS = 5, 0.9  # so many steps without an error below this share of the best one, and a sweep is due
 ASCENT = 1e-4  # least share of the promised ascent (Armijo)
 ROUNDING = 1e-12  # of J, relative
 
@@ -82,10 +84,13 @@ def _quick(z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None,
     sqrt(p row) and sqrt(q column) solves a + N b = rho, N^T a + b = gamma. So (I - N N^T) a = rho - N gamma, by conjugate gradients: the
     spectrum lies in [0, 1] and most of it near 1.
     """
-    h, support = torch.empty_like(z), torch.empty_like(z)
+    with torch.inference_mode(False):
+        h = torch.empty_like(z)  # so that the answer need not be copied
+    support = torch.empty_like(z, dtype=torch.float32)  # only the steps depend on it, and are no better than they have to be
     x, y = _level_start(z, p, q, h) if start is None else start
     p, q = p.mT, q.mT  # p (B, n, 1) goes with rows, q (B, 1, m) with columns
-    single_row, single_column = q.amin(2, keepdim=True), p.amin(1, keepdim=True)  # no support counts as one of a single entry
+    p_single, q_single = p.float(), q.float()
+    single_row, single_column = q_single.amin(2, keepdim=True), p_single.amin(1, keepdim=True)  # no support counts as one of a single entry
     steps = 0
     while True:
         torch.add(z, x, out=h).add_(y).relu_()
@@ -98,19 +103,19 @@ def _quick(z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None,
         if not worst < HOPELESS and not bool(((error > tolerance) & (error < HOPELESS)).any()):
             return Dual(x, y, h, error, steps)
         steps += 1
-        torch.sign(h, out=support)
-        row, column = support.bmm(q.mT), p.mT.bmm(support)
+        support.copy_(h).sign_()
+        row, column = support.bmm(q_single.mT), p_single.mT.bmm(support)
         if start is None and steps == 1:
             x = x + FIRST_STEP * row_residual / row.clamp_min(FIRST_SLOPE)
             y = y + FIRST_STEP * column_residual / column.clamp_min(FIRST_SLOPE)
             continue
-        row_scale = (p / torch.maximum(row, single_row)).sqrt_()
-        column_scale = (q / torch.maximum(column, single_column)).sqrt_()
+        row_scale = (p_single / torch.maximum(row, single_row)).sqrt_()
+        column_scale = (q_single / torch.maximum(column, single_column)).sqrt_()
         support.mul_(row_scale).mul_(column_scale)
-        rho, gamma = row_residual.mul_(row_scale), column_residual.mul_(column_scale)
+        rho, gamma = row_residual.float().mul_(row_scale), column_residual.float().mul_(column_scale)
         a = _conjugate_gradients(support, rho - support.bmm(gamma.mT))
         b = gamma - a.mT.bmm(support)
-        x, y = torch.addcmul(x, a, row_scale / p), torch.addcmul(y, b, column_scale / q)
+        x, y = x + a.mul_(row_scale).div_(p_single), y + b.mul_(column_scale).div_(q_single)
 
 
 def _level_start(z: Tensor, p: Tensor, q: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,9 +125,9 @@ def _level_start(z: Tensor, p: Tensor, q: Tensor, squares: Tensor) -> tuple[Tens
     """
     mean = 1.0 / p.sum(2, keepdim=True)
     torch.mul(z, z, out=squares)
-    x = _normal_level(squares.mean(2, keepdim=True), mean)
-    y = _normal_level(squares.mean(1, keepdim=True), mean)
-    return x, y - _normal_level(squares.mean((1, 2), keepdim=True), mean)
+    of_rows = squares.mean(2, keepdim=True)
+    x, y = _normal_level(of_rows, mean), _normal_level(squares.mean(1, keepdim=True), mean)
+    return x, y - _normal_level(of_rows.mean(1, keepdim=True), mean)
 
 
 def _normal_level(variance: Tensor, mean: Tensor) -> Tensor:
@@ -176,8 +181,9 @@ def _cold_start(problem: "_Problem", limit: int) -> tuple[Tensor, int]:
     return SMOOTHER * smoother.x, smoother.steps
 
 
+@torch.inference_mode()
 def fit_columns(z: Tensor, p: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """The y and h of the columns' condition alone, with x = 0."""
+    """The y and h of the columns' condition alone, with x = 0; tensors of inference mode."""
     h = torch.empty_like(z)
     return _fit(z, p, tolerance, None, h, torch.empty_like(z)), h
 
@@ -252,6 +258,7 @@ def _newton(problem: _Problem, x: Tensor, tolerance: float, limit: int) -> Dual:
     y = problem.best_columns(x, fitted)
     value = problem.value(x, y)
     damping = torch.full_like(value, FIRST_DAMPING)
+    best, idle = torch.full_like(value[:, 0, 0], torch.inf), torch.zeros_like(value[:, 0, 0])
     steps, moved = 0, True
     while True:
         if moved:
@@ -259,6 +266,8 @@ def _newton(problem: _Problem, x: Tensor, tolerance: float, limit: int) -> Dual:
             error = torch.maximum(residual.abs().amax((1, 2)), (1.0 - p.bmm(problem.h)).abs().amax((1, 2)))
             unsolved = error > tolerance
             left = int(unsolved.sum())
+            idle = torch.where(error < PROGRESS * best, 0.0, idle)
+            best = torch.minimum(best, error)
         if left == 0 or steps >= limit:
             problem.look_at(x, y)
             return Dual(x, y, problem.h, error, steps)
@@ -272,18 +281,20 @@ def _newton(problem: _Problem, x: Tensor, tolerance: float, limit: int) -> Dual:
 
         step, exists = problem.newton_step(gradient, damping * scale)
         promised = (gradient * step).sum(1, keepdim=True)
-        stuck = damping > MOST_DAMPING
         x_new = torch.where(exists & unsolved[:, None, None], x + step, x)
-        if bool(stuck.any()):
-            x_new = torch.where(stuck, problem.best_rows(y, fitted, x), x_new)
+        idle = idle + 1.0
+        sweep = (idle >= PATIENCE)[:, None, None]
+        if bool(sweep.any()):
+            idle = torch.where(sweep[:, 0, 0], 0.0, idle)
+            x_new = torch.where(sweep, problem.best_rows(y, fitted, x), x_new)
         y_new = problem.best_columns(x_new, fitted, y)
         value_new = problem.value(x_new, y_new)
         ascent = value_new - value
-        good = ((ascent >= ASCENT * promised - ROUNDING * value.abs()) & exists) | stuck
+        good = ((ascent >= ASCENT * promised - ROUNDING * value.abs()) & exists) | sweep
         accepted = good & unsolved[:, None, None]
         share = 2.0 * ascent / promised  # 1 where J is as quadratic as it looked
         factor = torch.where(good, torch.where(share > 0.75, 0.1, torch.where(share < 0.25, 4.0, 1.0)), 10.0)
-        damping = torch.where(stuck, 1.0, (damping * factor).clamp_min(LEAST_DAMPING))
+        damping = torch.where(sweep, damping, (damping * factor).clamp(LEAST_DAMPING, MOST_DAMPING))
         steps += 1
         moved = bool(accepted.any())
         if moved:

@@ -151,7 +151,7 @@ def _solve(
     n, m = cost.shape[1:]
     # Row and column effects change the potentials alone, and without them less of float64 is lost.
     f = cost.mean(2, keepdim=True)
-    g = cost.mean(1, keepdim=True) - cost.mean((1, 2), keepdim=True)
+    g = cost.mean(1, keepdim=True) - f.mean(1, keepdim=True)
     unit = 2.0 * epsilon[:, None, None]
     z = torch.sub(f, cost).add_(g).div_(unit)
     start = None if potentials is None else ((potentials[0][:, :, None] - f) / unit, (potentials[1][:, None, :] - g) / unit)
@@ -247,8 +247,8 @@ class _Block:
         return tensor if len(self.shape) == 3 else tensor[None]
 
     def back(self, tensor: Tensor) -> Tensor:
-        """A copy without the batch dimension if the cost had none, in its dtype."""
-        return (tensor if len(self.shape) == 3 else tensor[0]).to(self.dtype, copy=True)
+        """Without the batch dimension if the cost had none, in its dtype, and fit for autograd."""
+        return (tensor if len(self.shape) == 3 else tensor[0]).to(self.dtype, copy=tensor.is_inference())
 
     def keypoints(self, mask: Tensor | None) -> list[tuple[int, int]]:
         """Pairs that a mask ties together."""
