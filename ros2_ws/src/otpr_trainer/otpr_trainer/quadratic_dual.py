@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 TINY = 1e-30  # against 0 / 0
+CACHED = 130_000  # entries that are worked on at a time on a CPU: with more, they come from memory again and again
 PASSES = 60  # of one fit; about 5 are used, and each shrinks a support or ends
 
 # The quick way.
@@ -67,6 +68,16 @@ def solve(z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None, 
         A point whose marginal errors are at most ``tolerance``, or the one reached after ``limit`` steps. Its tensors are those of
         inference mode: copy what autograd is to work with.
     """
+    if z.is_cpu and len(z) > 1 and z.numel() > CACHED:
+        size = max(1, CACHED // z[0].numel())
+        parts = [slice(i, i + size) for i in range(0, len(z), size)]
+        duals = [_solve(z[i], p[i], q[i], None if start is None else (start[0][i], start[1][i]), tolerance, limit) for i in parts]
+        x, y, h, error = (torch.cat(tensors) for tensors in zip(*((d.x, d.y, d.h, d.error) for d in duals), strict=True))
+        return Dual(x, y, h, error, max(dual.steps for dual in duals))
+    return _solve(z, p, q, start, tolerance, limit)
+
+
+def _solve(z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None, tolerance: float, limit: int) -> Dual:
     dual = _quick(z, p, q, start, tolerance, limit)
     left = ~(dual.error <= tolerance)  # not a number is left, too
     if bool(left.any()):
@@ -88,15 +99,15 @@ def _quick(z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None,
         h = torch.empty_like(z)  # so that the answer need not be copied
     support = torch.empty_like(z, dtype=torch.float32)  # only the steps depend on it, and are no better than they have to be
     x, y = _level_start(z, p, q, h) if start is None else start
-    p, q = p.mT, q.mT  # p (B, n, 1) goes with rows, q (B, 1, m) with columns
-    p_single, q_single = p.float(), q.float()
-    single_row, single_column = q_single.amin(2, keepdim=True), p_single.amin(1, keepdim=True)  # no support counts as one of a single entry
+    p_row, q_column = p.float(), q.float()
+    p_column, q_row = p_row.mT, q_column.mT
+    single_row, single_column = q_row.amin(2, keepdim=True), p_column.amin(1, keepdim=True)  # no support counts as one of a single entry
     steps = 0
     while True:
         torch.add(z, x, out=h).add_(y).relu_()
-        row_residual, column_residual = 1.0 - h.bmm(q.mT), 1.0 - p.mT.bmm(h)
+        row_residual, column_residual = 1.0 - h.bmm(q), 1.0 - p.bmm(h)
         error = torch.maximum(row_residual.abs().amax((1, 2)), column_residual.abs().amax((1, 2)))
-        worst = float(error.max())
+        worst = error.max().item()
         if worst <= tolerance or steps >= min(QUICK_STEPS, limit):
             return Dual(x, y, h, error, steps)
         # One problem of a batch that is lost, or not a number any more, is no reason to leave the others.
@@ -104,18 +115,18 @@ def _quick(z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None,
             return Dual(x, y, h, error, steps)
         steps += 1
         support.copy_(h).sign_()
-        row, column = support.bmm(q_single.mT), p_single.mT.bmm(support)
+        row, column = support.bmm(q_column), p_row.bmm(support)
         if start is None and steps == 1:
-            x = x + FIRST_STEP * row_residual / row.clamp_min(FIRST_SLOPE)
-            y = y + FIRST_STEP * column_residual / column.clamp_min(FIRST_SLOPE)
+            x = x + FIRST_STEP * row_residual / row.clamp_min_(FIRST_SLOPE)
+            y = y + FIRST_STEP * column_residual / column.clamp_min_(FIRST_SLOPE)
             continue
-        row_scale = (p_single / torch.maximum(row, single_row)).sqrt_()
-        column_scale = (q_single / torch.maximum(column, single_column)).sqrt_()
+        row_scale = (p_column / torch.maximum(row, single_row)).sqrt_()
+        column_scale = (q_row / torch.maximum(column, single_column)).sqrt_()
         support.mul_(row_scale).mul_(column_scale)
         rho, gamma = row_residual.float().mul_(row_scale), column_residual.float().mul_(column_scale)
-        a = _conjugate_gradients(support, rho - support.bmm(gamma.mT))
-        b = gamma - a.mT.bmm(support)
-        x, y = x + a.mul_(row_scale).div_(p_single), y + b.mul_(column_scale).div_(q_single)
+        a = _conjugate_gradients(support, torch.baddbmm(rho, support, gamma.mT, alpha=-1.0))
+        b = torch.baddbmm(gamma, a.mT, support, alpha=-1.0)
+        x, y = x + a.mul_(row_scale).div_(p_column), y + b.mul_(column_scale).div_(q_row)
 
 
 def _level_start(z: Tensor, p: Tensor, q: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,7 +163,7 @@ def _conjugate_gradients(n: Tensor, target: Tensor) -> Tensor:
         a = torch.addcmul(a, length, direction)
         residual = torch.addcmul(residual, length, product, value=-1.0)
         before, size = size, residual.mT.bmm(residual)
-        if not bool((size > enough).any()):
+        if not size.gt(enough).any():
             break
         direction = torch.addcmul(residual, size / before.clamp_min(TINY), direction)
     return a
