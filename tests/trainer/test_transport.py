@@ -17,8 +17,11 @@ from otpr_policy.errors import TransportError
 from otpr_trainer import transport
 from otpr_trainer.transport import Kind, balanced, semi_relaxed
 
+pytestmark = pytest.mark.filterwarnings("ignore:scipy.optimize:DeprecationWarning")  # of the options that POT passes to it
+
 N = 12
 EPSILONS = [1.0, 0.1, 0.01, 0.001]
+EXACT = 1e-10  # tolerance where the answer is compared with another, and not its marginals with 1
 KEYPOINTS = [(0, 3), (4, 1), (7, 7)]
 
 
@@ -61,7 +64,7 @@ def dual(plan, cost, epsilon, p, q, mask=1.0):
 @pytest.mark.parametrize("epsilon", EPSILONS)
 def test_the_plan_is_that_of_pot(epsilon):
     cost = uniform_cost()
-    assert largest(balanced(cost, epsilon).plan() - by_pot(cost, epsilon)) < 1e-6
+    assert largest(balanced(cost, epsilon, tolerance=EXACT).plan() - by_pot(cost, epsilon)) < 1e-6
 
 
 @pytest.mark.parametrize(("n", "m"), [(N, N), (5, 17), (17, 5), (1, 4), (4, 1), (1, 1)])
@@ -69,10 +72,10 @@ def test_the_plan_is_that_of_pot(epsilon):
 def test_marginals_are_met_and_primal_and_dual_agree(n, m, epsilon):
     """Strong duality holds at the answer and nowhere else. Marginals are not uniform here."""
     cost, p, q = uniform_cost(n, m), masses(n, 1), masses(m, 2)
-    plan = balanced(cost, epsilon, p=p, q=q)
+    plan = balanced(cost, epsilon, p=p, q=q, tolerance=EXACT)
     pi = plan.plan(p, q)
     assert largest(pi.sum(1) - p) < 1e-7 and largest(pi.sum(0) - q) < 1e-7
-    assert max(plan.row_error, plan.column_error) < 1e-6
+    assert max(plan.row_error, plan.column_error) <= EXACT
     assert primal(plan, cost, epsilon, p, q) == pytest.approx(dual(plan, cost, epsilon, p, q), abs=1e-6)
 
 
@@ -111,8 +114,8 @@ def test_a_separable_cost_gives_the_independent_plan(epsilon):
 def test_what_depends_on_state_or_action_alone_and_the_scale_of_cost_and_epsilon_change_nothing(seed, shift, epsilon, scale):
     cost = uniform_cost(6, 9, seed)
     effects = shift + 5.0 * normal(6, 1, seed=seed + 1) + 5.0 * normal(1, 9, seed=seed + 2)
-    moved = balanced(scale * (cost + effects), scale * epsilon)
-    assert largest(moved.compatibility - balanced(cost, epsilon).compatibility) < 1e-6
+    moved, plain = (balanced(c, e, tolerance=EXACT) for c, e in ((scale * (cost + effects), scale * epsilon), (cost, epsilon)))
+    assert largest(moved.compatibility - plain.compatibility) < 1e-6
 
 
 def test_on_a_line_the_plan_becomes_the_sorted_matching():
@@ -126,7 +129,7 @@ def test_on_a_line_the_plan_becomes_the_sorted_matching():
 @pytest.mark.parametrize("epsilon", EPSILONS)
 def test_a_mask_ties_keypoints_and_leaves_an_ordinary_plan_of_the_rest(epsilon):
     cost, mask = uniform_cost(), transport.keypoint_mask(N, N, KEYPOINTS)
-    plan = balanced(cost, epsilon, mask=mask)
+    plan = balanced(cost, epsilon, mask=mask, tolerance=EXACT)
     assert (plan.compatibility[~mask] == 0).all()
     for row, column in KEYPOINTS:
         assert float(plan.compatibility[row, column]) == pytest.approx(N, abs=1e-6)
@@ -134,7 +137,7 @@ def test_a_mask_ties_keypoints_and_leaves_an_ordinary_plan_of_the_rest(epsilon):
     assert largest(plan.plan().sum(0) - 1 / N) < 1e-7 and largest(plan.plan().sum(1) - 1 / N) < 1e-7
     rows, columns = (torch.tensor([i for i in range(N) if i not in taken]) for taken in zip(*KEYPOINTS, strict=True))
     share = torch.full((N - 3,), 1 / N, dtype=torch.float64)
-    rest = balanced(cost[rows][:, columns], epsilon, p=share, q=share)
+    rest = balanced(cost[rows][:, columns], epsilon, p=share, q=share, tolerance=EXACT)
     assert largest(plan.compatibility[rows][:, columns] - rest.compatibility) < 1e-7 * N
     uniform = torch.full((N,), 1 / N, dtype=torch.float64)
     assert primal(plan, cost, epsilon, uniform, uniform) == pytest.approx(dual(plan, cost, epsilon, uniform, uniform, mask), abs=1e-6)
@@ -144,7 +147,7 @@ def test_a_mask_ties_keypoints_and_leaves_an_ordinary_plan_of_the_rest(epsilon):
 def test_a_mask_is_what_a_very_large_cost_would_do(epsilon):
     cost, mask = uniform_cost(), transport.keypoint_mask(N, N, KEYPOINTS)
     forbidding = torch.where(mask, cost, 1e3)
-    assert largest(balanced(cost, epsilon, mask=mask).plan() - by_pot(forbidding, epsilon)) < 1e-6
+    assert largest(balanced(cost, epsilon, mask=mask, tolerance=EXACT).plan() - by_pot(forbidding, epsilon)) < 1e-6
 
 
 def test_the_mask_of_keypoints_has_one_entry_in_their_rows_and_columns_and_all_others_elsewhere():
@@ -244,67 +247,6 @@ def test_support_and_effective_sample_size_of_hand_made_rows():
     assert plan.effective_sample_size.tolist() == [2.0, 1.0, 0.0, 4.0]
 
 
-@pytest.mark.parametrize("family", ["noise", "line", "matching"])
-@pytest.mark.parametrize("epsilon", [1.0, 0.03, 0.001, 1e-6])
-@pytest.mark.parametrize(("n", "m"), [(64, 192), (40, 25), (40, 60)])
-def test_the_solution_is_found_for_costs_of_every_structure(family, epsilon, n, m):
-    """Down to plans with hardly more entries than rows and columns, where the Newton system is singular."""
-    states, actions = normal(n, 1, seed=1).sort(0).values, normal(m, 1, seed=2)
-    far = normal(n, 8, seed=3)
-    near = far[torch.arange(m) % n] + 0.1 * normal(m, 8, seed=4)
-    cost = {"noise": normal(n, m), "line": (states - actions.T) ** 2, "matching": torch.cdist(far, near) ** 2}[family]
-    cost, _ = transport.standardize(cost)
-    plan = balanced(cost, epsilon)
-    p, q = torch.full((n,), 1 / n, dtype=torch.float64), torch.full((m,), 1 / m, dtype=torch.float64)
-    assert max(plan.row_error, plan.column_error) < 1e-6
-    assert primal(plan, cost, epsilon, p, q) == pytest.approx(dual(plan, cost, epsilon, p, q), abs=1e-6)
-
-
-def test_without_a_usable_newton_step_alternating_sweeps_still_arrive(monkeypatch):
-    def fails(matrix):
-        return torch.full_like(matrix, math.nan), torch.ones(len(matrix), dtype=torch.int32)
-
-    cost = uniform_cost()
-    expected = balanced(cost, 0.1)
-    monkeypatch.setattr(torch.linalg, "cholesky_ex", fails)
-    plan = balanced(cost, 0.1)
-    assert plan.iterations > 20 and largest(plan.compatibility - expected.compatibility) < 1e-4
-
-
-@pytest.mark.parametrize("epsilon", [[1.0, 0.1, 0.05, 0.02, 0.002, 0.0005], [0.001] * 6], ids=["easy and hard", "hard"])
-def test_a_batch_is_the_problems_one_by_one(epsilon):
-    """Easy ones are done long before the last; of hard ones, each has steps that it must take back while others go on."""
-    cost = torch.stack([normal(20, 30, seed=seed) for seed in range(6)])
-    epsilon = torch.tensor(epsilon, dtype=torch.float64)
-    together, alone = balanced(cost, epsilon), [balanced(c, e) for c, e in zip(cost, epsilon, strict=True)]
-    assert together.row_error.shape == (6,) and together.u.shape == (6, 20) and together.v.shape == (6, 30)
-    for i, plan in enumerate(alone):
-        assert largest(together.compatibility[i] - plan.compatibility) < 2e-4
-        assert max(together.row_error[i], together.column_error[i]) < 1e-6
-    if len(set(epsilon.tolist())) == 1:
-        assert together.iterations <= 1.2 * max(plan.iterations for plan in alone), "what one takes back must not disturb the others"
-    free = semi_relaxed(cost, epsilon)
-    assert largest(free.compatibility[3] - semi_relaxed(cost[3], float(epsilon[3])).compatibility) < 1e-12
-    kinds = [transport.epsilon_for_support(cost, 0.2, kind) for kind in Kind]
-    assert [float(e[2]) for e in kinds] == pytest.approx(
-        [float(transport.epsilon_for_support(cost[2], 0.2, kind)) for kind in Kind], rel=1e-6
-    )
-
-
-@pytest.mark.parametrize(("n", "m"), [(30, 50), (50, 30)])
-def test_a_warm_start_gives_the_same_plan_in_fewer_steps(n, m):
-    cost = normal(n, m)
-    cold = balanced(cost, 0.002)
-    near = balanced(cost + 1e-4 * normal(n, m, seed=1), 0.002)
-    warm = balanced(cost, 0.002, start=near)
-    assert largest(warm.compatibility - cold.compatibility) < 1e-4
-    assert warm.iterations < cold.iterations
-    assert balanced(cost, 0.002, start=cold, tolerance=1e-5).iterations <= 1
-    mask = transport.keypoint_mask(n, n, KEYPOINTS)
-    square = normal(n, n)
-    assert balanced(square, 0.1, mask=mask, start=balanced(square, 0.1, mask=mask), tolerance=1e-5).iterations <= 1
-
-
 def test_answers_have_the_questions_type():
     plan = balanced(normal(5, 6).float(), 0.1)
     assert plan.compatibility.dtype == plan.u.dtype == plan.row_error.dtype == torch.float32
@@ -322,6 +264,7 @@ def test_no_gradient_flows_through_a_plan():
         transport.assignment(-q_values),
     ):
         assert not plan.compatibility.requires_grad and not plan.u.requires_grad
+        (critic(normal(4, 3)) * plan.compatibility * plan.u).sum().backward()  # as a weight it is welcome
     assert not transport.standardize(-q_values)[0].requires_grad
     assert not transport.epsilon_for_support(-q_values, 0.5, Kind.BALANCED).requires_grad
 
@@ -368,8 +311,3 @@ def test_masses_and_masks_that_do_not_fit_are_refused():
             transport.keypoint_mask(N, N, pairs)
     with pytest.raises(TransportError, match="share"):
         transport.keypoint_masses(2, 3, [(0, 0)], 1.0)
-
-
-def test_a_plan_that_is_not_reached_is_an_error_that_says_how_far_it_came():
-    with pytest.raises(TransportError, match=r"marginal error of \d.*after 1 iterations, not 1.0e-06; take a larger epsilon"):
-        balanced(normal(40, 40), 1e-3, max_iterations=1)

@@ -108,7 +108,7 @@ def balanced(
         mask: of :func:`keypoint_mask`, (n, m), the same for all problems.
         p: mass of each state, > 0, (n,) or (B, n); None is 1/n each.
         q: mass of each action, > 0, (m,) or (B, m), with the same total as p; None is 1/m each.
-        start: an earlier plan of a similar problem, whose u is the starting point.
+        start: an earlier plan of a similar problem, whose u and v are the starting point.
         tolerance: largest marginal error.
         max_iterations: Newton steps, after which the problem is given up.
 
@@ -117,19 +117,20 @@ def balanced(
             when epsilon is so small that float64 does not resolve h.
     """
     block = _Block(cost, epsilon)
+    given = p is not None or q is not None
     p, q = block.masses(p, -2), block.masses(q, -1)
     keypoints = block.keypoints(mask)
-    _check_masses(p, q, keypoints)
-    u_start = None if start is None else block.own(start.u)
+    if given or keypoints:
+        _check_masses(p, q, keypoints)
+    warm = None if start is None else (block.own(start.u), block.own(start.v))
     if not keypoints:
-        return block.plan(*_solve(block.cost, block.epsilon, p, q, u_start, tolerance, max_iterations), p, q)
+        return block.plan(*_solve(block.cost, block.epsilon, p, q, warm, tolerance, max_iterations), p, q)
     h, u, v, steps = torch.zeros_like(block.cost), torch.zeros_like(p), torch.zeros_like(q), 0
     rows, columns = block.others(keypoints)
     if len(rows):
-        rest, u_start = block.cost[:, rows[:, None], columns], None if u_start is None else u_start[:, rows]
-        h_rest, u[:, rows], v[:, columns], steps = _solve(
-            rest, block.epsilon, p[:, rows], q[:, columns], u_start, tolerance, max_iterations
-        )
+        rest = block.cost[:, rows[:, None], columns]
+        warm = None if warm is None else (warm[0][:, rows], warm[1][:, columns])
+        h_rest, u[:, rows], v[:, columns], steps = _solve(rest, block.epsilon, p[:, rows], q[:, columns], warm, tolerance, max_iterations)
         h[:, rows[:, None], columns] = h_rest
     for row, column in keypoints:
         h[:, row, column] = 1.0 / q[:, column]
@@ -138,23 +139,28 @@ def balanced(
 
 
 def _solve(
-    cost: Tensor, epsilon: Tensor, p: Tensor, q: Tensor, u: Tensor | None, tolerance: float, max_iterations: int
+    cost: Tensor,
+    epsilon: Tensor,
+    p: Tensor,
+    q: Tensor,
+    potentials: tuple[Tensor, Tensor] | None,
+    tolerance: float,
+    max_iterations: int,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """h, u, v and the steps of a problem without mask. The Newton system is that of the smaller side."""
     n, m = cost.shape[1:]
     # Row and column effects change the potentials alone, and without them less of float64 is lost.
     f = cost.mean(2, keepdim=True)
-    g = cost.mean(1, keepdim=True) - cost.mean((1, 2), keepdim=True)
+    g = cost.mean(1, keepdim=True) - f.mean(1, keepdim=True)
     unit = 2.0 * epsilon[:, None, None]
-    z = (f + g - cost) / unit
-    x = None if u is None else (u[:, :, None] - f) / unit
+    z = torch.sub(f, cost).add_(g).div_(unit)
+    start = None if potentials is None else ((potentials[0][:, :, None] - f) / unit, (potentials[1][:, None, :] - g) / unit)
     if n <= m:
-        dual = quadratic_dual.solve(z, p[:, None, :], q[:, :, None], x, tolerance, max_iterations)
+        dual = quadratic_dual.solve(z, p[:, None, :], q[:, :, None], start, tolerance, max_iterations)
         h, x, y = dual.h, dual.x, dual.y
     else:
-        if x is not None:
-            x = quadratic_dual.fit_columns(z + x, p[:, None, :], tolerance)[0].mT
-        dual = quadratic_dual.solve(z.mT.contiguous(), q[:, None, :], p[:, :, None], x, tolerance, max_iterations)
+        start = None if start is None else (start[1].mT, start[0].mT)
+        dual = quadratic_dual.solve(z.mT.contiguous(), q[:, None, :], p[:, :, None], start, tolerance, max_iterations)
         h, x, y = dual.h.mT, dual.y.mT, dual.x.mT
     if not bool((dual.error <= tolerance).all()):
         raise TransportError(
@@ -229,7 +235,7 @@ class _Block:
         self.cost = self.own(cost)
         if not cost.is_floating_point():
             raise TransportError(f"a cost is a tensor of floating-point numbers, not of {cost.dtype}")
-        if not bool(self.cost.isfinite().all()):
+        if not bool(self.cost.sum((1, 2)).isfinite().all()):  # the sum is not if one entry is not
             raise TransportError("a cost has entries that are not finite")
         self.epsilon = torch.as_tensor(epsilon, dtype=torch.float64, device=cost.device).detach().expand(len(self.cost))
         if not bool(((self.epsilon > 0.0) & self.epsilon.isfinite()).all()):
@@ -241,8 +247,8 @@ class _Block:
         return tensor if len(self.shape) == 3 else tensor[None]
 
     def back(self, tensor: Tensor) -> Tensor:
-        """Without the batch dimension if the cost had none, in its dtype."""
-        return (tensor if len(self.shape) == 3 else tensor[0]).to(self.dtype)
+        """Without the batch dimension if the cost had none, in its dtype, and fit for autograd."""
+        return (tensor if len(self.shape) == 3 else tensor[0]).to(self.dtype, copy=tensor.is_inference())
 
     def keypoints(self, mask: Tensor | None) -> list[tuple[int, int]]:
         """Pairs that a mask ties together."""
@@ -258,7 +264,7 @@ class _Block:
         """One marginal, (B, n) or (B, m); None is uniform."""
         count = self.shape[dim]
         if masses is None:
-            masses = torch.full((count,), 1.0 / count, dtype=torch.float64, device=self.cost.device)
+            return self.cost.new_full((len(self.cost), count), 1.0 / count)
         if masses.shape[-1] != count or not bool((masses > 0.0).all()):
             raise TransportError(f"a marginal of this block has {count} masses above 0")
         return masses.detach().to(self.cost).expand(len(self.cost), count)
