@@ -2,8 +2,9 @@
 """Time and exactness of transport plans: ours, the same plan by POT, and the plans without regularisation or without the actions' marginal.
 
 Blocks have the structure of -Q(s, a): the squared distance of each action to what each state calls for, plus noise, standardised.
-Epsilon is chosen so that the median state is given a tenth of the actions, or --support. All solvers take turns on the same block, and each round has
-another block; ratios are medians of the rounds' ratios. Times are of the CPU, which leaves out that of other programs, and of one thread.
+Epsilon is chosen so that the median state is given a tenth of the actions, or --support. All solvers take turns on the same block, and
+each round has another block; ratios are medians of the rounds' ratios. Times are of the CPU, which leaves out that of other programs,
+and of one thread.
 
 POT's L2 dual runs at its own stopping rule and at the loosest one that reaches our marginal error on that block, found beforehand.
 
