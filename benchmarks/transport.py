@@ -2,8 +2,9 @@
 """Time and exactness of transport plans: ours, the same plan by POT, and the plans without regularisation or without the actions' marginal.
 
 Blocks have the structure of -Q(s, a): the squared distance of each action to what each state calls for, plus noise, standardised.
-Epsilon is chosen so that the median state is given a tenth of the actions. All solvers take turns on the same block, and each round has
-another block; ratios are medians of the rounds' ratios. Times are of the CPU, which leaves out that of other programs, and of one thread.
+Epsilon is chosen so that the median state is given a tenth of the actions, or --support. All solvers take turns on the same block, and
+each round has another block; ratios are medians of the rounds' ratios. Times are of the CPU, which leaves out that of other programs,
+and of one thread.
 
 POT's L2 dual runs at its own stopping rule and at the loosest one that reaches our marginal error on that block, found beforehand.
 
@@ -35,7 +36,6 @@ from otpr_trainer import transport
 from otpr_trainer.transport import Kind
 
 BLOCKS = ((64, 64), (64, 192), (128, 128), (256, 256), (512, 512))
-SUPPORT = 0.1
 BATCH = 16  # blocks that are solved at once in the row of that name
 REFERENCE = "POT L2 dual, same error"
 POT_STEPS = 20_000
@@ -92,11 +92,11 @@ def marginal_error(h: Array) -> float:
     return float(max(np.abs(h.mean(1) - 1.0).max(), np.abs(h.mean(0) - 1.0).max()))
 
 
-def solvers(cost: Tensor) -> dict[str, Solver]:
+def solvers(cost: Tensor, support: float) -> dict[str, Solver]:
     """Those that can do a block of this shape, by name."""
     n, m = cost.shape
-    epsilon = float(transport.epsilon_for_support(cost, SUPPORT, Kind.BALANCED))
-    free_epsilon = float(transport.epsilon_for_support(cost, SUPPORT, Kind.SEMI_RELAXED))
+    epsilon = float(transport.epsilon_for_support(cost, support, Kind.BALANCED))
+    free_epsilon = float(transport.epsilon_for_support(cost, support, Kind.SEMI_RELAXED))
     costs = cost.numpy()
     stop = sufficient_stop(costs, epsilon)
     chosen: dict[str, Solver] = {
@@ -118,18 +118,18 @@ def cpu_ms(solver: Callable[[], object]) -> tuple[float, object]:
     return 1e3 * (time.process_time() - start), result
 
 
-def measure(n: int, m: int, rounds: int, progress: "tqdm[object]") -> list[Row]:
+def measure(n: int, m: int, support: float, rounds: int, progress: "tqdm[object]") -> list[Row]:
     """Rows of one size, the first round of which warms up."""
     seen: dict[str, list[tuple[float, float, float]]] = {}
     batched: list[float] = []
     for seed in range(rounds + 1):
         cost = block_cost(n, m, seed)
-        for name, solver in solvers(cost).items():
+        for name, solver in solvers(cost, support).items():
             milliseconds, h = cpu_ms(solver)
             assert isinstance(h, np.ndarray)
             seen.setdefault(name, []).append((milliseconds, marginal_error(h), float((h * cost.numpy()).mean())))
         several = torch.stack([block_cost(n, m, 1000 * (seed + 1) + i) for i in range(BATCH)])
-        epsilon = transport.epsilon_for_support(cost, SUPPORT, Kind.BALANCED)
+        epsilon = transport.epsilon_for_support(cost, support, Kind.BALANCED)
         batched.append(cpu_ms(partial(transport.balanced, several, epsilon))[0] / BATCH)
         progress.update()
     reference = [milliseconds for milliseconds, _, _ in seen[REFERENCE][1:]]
@@ -159,6 +159,7 @@ def main() -> None:
     """Measures, prints the table, writes the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--states", type=int, nargs="+", default=sorted({n for n, _ in BLOCKS}), help="sizes n to measure (default all)")
+    parser.add_argument("--support", type=float, default=0.1, help="share of the actions that the median state is given (default 0.1)")
     parser.add_argument("--rounds", type=int, default=11, help="turns of each solver (default 11)")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of transport.json (default out/bench)")
     options = parser.parse_args()
@@ -166,11 +167,11 @@ def main() -> None:
     load = os.getloadavg()[0]
     blocks = [block for block in BLOCKS if block[0] in options.states]
     with tqdm(total=len(blocks) * (options.rounds + 1), unit="round") as progress:
-        rows = [row for n, m in blocks for row in measure(n, m, options.rounds, progress)]
+        rows = [row for n, m in blocks for row in measure(n, m, options.support, options.rounds, progress)]
     machine = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "scipy", "POT")}}
     report = {
         "rows": [asdict(row) for row in rows],
-        "support": SUPPORT,
+        "support": options.support,
         "tolerance": transport.TOLERANCE,
         "load_at_start": load,
         "machine": machine,

@@ -16,16 +16,17 @@ def keypoint_mask(n: int, m: int, pairs: Sequence[tuple[int, int]], device: torc
     Raises:
         TransportError: a row or column is outside the block, or is in two keypoints.
     """
-    rows, columns = [row for row, _ in pairs], [column for _, column in pairs]
+    rows: dict[int, int] = {}
+    columns: dict[int, int] = {}
     for k, (row, column) in enumerate(pairs):
         if not (0 <= row < n and 0 <= column < m):
             raise TransportError(f"keypoint {k} is ({row}, {column}), outside a block of {n} states and {m} actions")
-        if row in rows[:k] or column in columns[:k]:
+        if k != rows.setdefault(row, k) or k != columns.setdefault(column, k):
             raise TransportError(f"keypoint {k}, ({row}, {column}), has a state or an action of an earlier keypoint")
     mask = torch.ones(n, m, dtype=torch.bool, device=device)
-    mask[rows] = False
-    mask[:, columns] = False
-    mask[rows, columns] = True
+    mask[list(rows)] = False
+    mask[:, list(columns)] = False
+    mask[list(rows), list(columns)] = True
     return mask
 
 
@@ -47,22 +48,26 @@ def keypoint_masses(n: int, m: int, pairs: Sequence[tuple[int, int]], share: flo
     return p, q
 
 
-def keypoint_pairs(mask: Tensor, n: int, m: int) -> list[tuple[int, int]]:
-    """The pairs that :func:`keypoint_mask` made a mask of."""
+def keypoint_pairs(mask: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns, (K,) each and rows ascending, of the pairs that :func:`keypoint_mask` made a mask of.
+
+    Raises:
+        TransportError: it did not make this one.
+    """
     if mask.shape != (n, m):
         raise TransportError(f"the mask of a balanced plan has the shape of one block, {(n, m)}, not {tuple(mask.shape)}")
     alone = mask & (mask.sum(1, keepdim=True) == 1) & (mask.sum(0, keepdim=True) == 1)
-    pairs = [(int(row), int(column)) for row, column in alone.nonzero().tolist()]
-    if not torch.equal(keypoint_mask(n, m, pairs, mask.device), mask):
+    if not torch.equal(mask, alone | ~(alone.any(1, keepdim=True) | alone.any(0, keepdim=True))):
         raise TransportError("a balanced plan takes the masks of keypoint_mask only: with others there may be no plan")
-    return pairs
+    rows, columns = alone.nonzero(as_tuple=True)
+    return rows, columns
 
 
-def others(count: int, taken: Sequence[int], device: torch.device) -> Tensor:
+def others(count: int, taken: Tensor) -> Tensor:
     """Indices 0..count-1 without those taken, in order."""
-    free = torch.ones(count, dtype=torch.bool)
-    free[list(taken)] = False
-    return free.nonzero()[:, 0].to(device)
+    free = torch.ones(count, dtype=torch.bool, device=taken.device)
+    free[taken] = False
+    return free.nonzero()[:, 0]
 
 
 def guiding_score(states: Tensor, actions: Tensor, key_states: Tensor, key_actions: Tensor, temperature: float) -> Tensor:

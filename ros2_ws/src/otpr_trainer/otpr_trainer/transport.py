@@ -120,21 +120,23 @@ def balanced(
     given = p is not None or q is not None
     p, q = block.masses(p, -2), block.masses(q, -1)
     keypoints = block.keypoints(mask)
-    if given or keypoints:
+    if given or keypoints is not None:
         _check_masses(p, q, keypoints)
     warm = None if start is None else (block.own(start.u), block.own(start.v))
-    if not keypoints:
+    if keypoints is None:
         return block.plan(*_solve(block.cost, block.epsilon, p, q, warm, tolerance, max_iterations), p, q)
     h, u, v, steps = torch.zeros_like(block.cost), torch.zeros_like(p), torch.zeros_like(q), 0
-    rows, columns = block.others(keypoints)
+    rows, columns = (others(count, taken) for count, taken in zip(cost.shape[-2:], keypoints, strict=True))
     if len(rows):
         rest = block.cost[:, rows[:, None], columns]
         warm = None if warm is None else (warm[0][:, rows], warm[1][:, columns])
         h_rest, u[:, rows], v[:, columns], steps = _solve(rest, block.epsilon, p[:, rows], q[:, columns], warm, tolerance, max_iterations)
         h[:, rows[:, None], columns] = h_rest
-    for row, column in keypoints:
-        h[:, row, column] = 1.0 / q[:, column]
-        u[:, row] = v[:, column] = block.cost[:, row, column] / 2.0 + block.epsilon / q[:, column]
+    tied_rows, tied_columns = keypoints
+    h[:, tied_rows, tied_columns] = 1.0 / q[:, tied_columns]
+    # Only the sum of the two potentials is determined.
+    half = block.cost[:, tied_rows, tied_columns] / 2.0 + block.epsilon[:, None] / q[:, tied_columns]
+    u[:, tied_rows] = v[:, tied_columns] = half
     return block.plan(h, u, v, steps, p, q)
 
 
@@ -213,16 +215,21 @@ def assignment(cost: Tensor) -> Plan:
     return block.plan(h, none, none, 0, block.masses(None, -2), block.masses(None, -1))
 
 
-def _check_masses(p: Tensor, q: Tensor, keypoints: list[tuple[int, int]]) -> None:
+def _check_masses(p: Tensor, q: Tensor, keypoints: tuple[Tensor, Tensor] | None) -> None:
     totals = p.sum(1), q.sum(1)
     if not torch.allclose(*totals, rtol=BALANCE, atol=0.0):
         raise TransportError(f"p and q need the same total mass, not {float(totals[0][0]):g} and {float(totals[1][0]):g}")
-    for k, (row, column) in enumerate(keypoints):
-        if not torch.allclose(p[:, row], q[:, column], rtol=BALANCE, atol=0.0):
-            masses = f"{float(p[0, row]):g} and {float(q[0, column]):g}"
-            raise TransportError(
-                f"keypoint {k}, state {row} with action {column}, needs the same mass on both sides, not {masses}; see keypoint_masses"
-            )
+    if keypoints is None:
+        return
+    of_states, of_actions = p[:, keypoints[0]], q[:, keypoints[1]]
+    wrong = ((of_states - of_actions).abs() > BALANCE * of_actions).nonzero()
+    if len(wrong):
+        problem, k = wrong[0].tolist()
+        row, column = int(keypoints[0][k]), int(keypoints[1][k])
+        masses = f"{float(of_states[problem, k]):g} and {float(of_actions[problem, k]):g}"
+        raise TransportError(
+            f"keypoint {k}, state {row} with action {column}, needs the same mass on both sides, not {masses}; see keypoint_masses"
+        )
 
 
 class _Block:
@@ -250,15 +257,9 @@ class _Block:
         """Without the batch dimension if the cost had none, in its dtype, and fit for autograd."""
         return (tensor if len(self.shape) == 3 else tensor[0]).to(self.dtype, copy=tensor.is_inference())
 
-    def keypoints(self, mask: Tensor | None) -> list[tuple[int, int]]:
-        """Pairs that a mask ties together."""
-        return [] if mask is None else keypoint_pairs(mask, *self.shape[-2:])
-
-    def others(self, keypoints: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        """Rows (n',) and columns (m',) that are in no keypoint."""
-        n, m = self.shape[-2:]
-        rows, columns = [row for row, _ in keypoints], [column for _, column in keypoints]
-        return others(n, rows, self.cost.device), others(m, columns, self.cost.device)
+    def keypoints(self, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """Rows and columns, (K,) each, that a mask ties together."""
+        return None if mask is None else keypoint_pairs(mask, *self.shape[-2:])
 
     def masses(self, masses: Tensor | None, dim: int) -> Tensor:
         """One marginal, (B, n) or (B, m); None is uniform."""
@@ -290,7 +291,9 @@ def standardize(cost: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tenso
         () or (B,). Where the spread is no more than rounding of the cost, both are 0.
     """
     block = _Block(cost, 1.0)
-    rows, columns = block.others(block.keypoints(mask))
+    none = torch.zeros(0, dtype=torch.int64, device=cost.device)
+    keypoints = block.keypoints(mask) or (none, none)
+    rows, columns = (others(count, taken) for count, taken in zip(cost.shape[-2:], keypoints, strict=True))
     part = block.cost[:, rows[:, None], columns]
     if 0 in part.shape:
         return torch.zeros_like(cost), block.back(torch.zeros_like(block.epsilon))
