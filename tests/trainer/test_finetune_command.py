@@ -168,3 +168,18 @@ def test_the_help_says_what_each_setting_is(capsys, name):
         run_command(COMMANDS[name], "--help")
     text = capsys.readouterr().out
     assert f"{name} settings" in text and "budget of environment steps" in text and "--init RUN" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_fine_tuned_policy_says_which_states_its_own_episodes_have_seen(origin, name):
+    """Its observation ranges are those of all of replay; with those of the demonstrations a robot would hold where it has learnt to act."""
+    run = runs.load(origin / name)
+    policy = run.policy()
+    spec = policy.config.spec
+    replay = run.newest_checkpoint().tensors["replay.condition"]
+    seen = policy.observation.denormalize(replay.reshape(len(replay), spec.observation_horizon, -1)[..., : spec.observation.size])
+    np.testing.assert_allclose(spec.observation.low, seen.amin((0, 1)), atol=1e-5)
+    np.testing.assert_allclose(spec.observation.high, seen.amax((0, 1)), atol=1e-5)
+    cloned = runs.load(origin / "clone").policy().config.spec.observation
+    assert (spec.observation.low <= cloned.low).all() and (spec.observation.high >= cloned.high).all()
+    assert (spec.observation.high - spec.observation.low).sum() > (cloned.high - cloned.low).sum()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from otpr_trainer.data.replay import Replay, Trajectory, of_demonstrations
 from otpr_trainer.interaction import Account, Actor, Played, play
 from otpr_trainer.learner import Setup, retry_seed
 from otpr_trainer.rollout import SEED_LIMIT, check_fit
+from otpr_trainer.run import SEEN
 
 SEED_OFFSET = SEED_LIMIT
 FIRST_EPISODE = 1_000_000_000
@@ -109,6 +111,7 @@ class FineTuner(learner.Learner):
         self._recent: deque[bool] = deque(maxlen=RECENT)
         self._seconds: dict[str, float] = dict.fromkeys(("rollout", *self.phases), 0.0)
         self._evaluation_due = config.evaluate_every > 0
+        self._seen_low, self._seen_high = spec.observation.low, spec.observation.high
         for trajectory in of_demonstrations(setup.demos):
             self._remember(trajectory)
         if not len(self.replay):
@@ -181,6 +184,7 @@ class FineTuner(learner.Learner):
         tensors = self.actor.tensors() | {f"replay.{name}": tensor for name, tensor in self.replay.state_dict().items()}
         tensors["generator"] = self.generator.get_state()
         values = {"round": self._round, "lost_episodes": self._account.lost_episodes, "recent": list(self._recent)}
+        values[SEEN] = {"low": self._seen_low.tolist(), "high": self._seen_high.tolist()}
         return Checkpoint(self.step, tensors, values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -191,6 +195,7 @@ class FineTuner(learner.Learner):
             self.generator.set_state(checkpoint.tensors["generator"])
             self._round = int(checkpoint.values["round"])
             self._recent = deque(checkpoint.values["recent"], maxlen=RECENT)
+            self._seen_low, self._seen_high = (np.array(checkpoint.values[SEEN][end]) for end in ("low", "high"))
             self._account = Account(checkpoint.step, int(checkpoint.values["lost_episodes"]))
         except (KeyError, RuntimeError) as error:
             raise RunError(f"the checkpoint is of another network or algorithm: {error}") from error
@@ -240,6 +245,8 @@ class FineTuner(learner.Learner):
         return sum(episode.success for episode in played) / len(played)
 
     def _remember(self, trajectory: Trajectory) -> None:
+        self._seen_low = np.minimum(self._seen_low, trajectory.observation.min(0))
+        self._seen_high = np.maximum(self._seen_high, trajectory.observation.max(0))
         self.replay.add(trajectory, self.actor, self._candidates)
 
 

@@ -8,12 +8,14 @@
 import json
 import shutil
 import subprocess
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from otpr_policy.errors import OutputError, RunError
+import numpy as np
+
+from otpr_policy.errors import OutputError, RunError, SpecError
 from otpr_policy.files import write_text
 from otpr_trainer import checkpoint
 from otpr_trainer.checkpoint import Checkpoint
@@ -23,6 +25,7 @@ from otpr_trainer.selection import CriticConfig
 
 KIND = "otpr training run"
 SCHEMA_VERSION = 1
+SEEN = "seen"  # key of a checkpoint's values: least and greatest observation, where training has seen more than demonstrations
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,25 @@ class Run:
         """Raises RunError when there is none yet or it is damaged."""
         return checkpoint.load(checkpoint.newest(self.checkpoints))
 
+    def policy_config(self, saved: Checkpoint) -> PolicyConfig:
+        """What the policy of a checkpoint is built from. Its observation ranges are those that training had seen by then.
+
+        A policy that has fine-tuned itself knows more states than its demonstrations; the robot refuses what lies outside. Raises RunError.
+        """
+        config = PolicyConfig.from_json(self.config.policy)
+        seen = saved.values.get(SEEN)
+        if seen is None:
+            return config
+        try:
+            observation = config.spec.observation.with_range(np.array(seen["low"]), np.array(seen["high"]))
+        except (KeyError, TypeError, SpecError) as error:
+            raise RunError(f"the checkpoint's observation ranges are not readable: {error}") from error
+        return replace(config, spec=replace(config.spec, observation=observation))
+
     def policy(self) -> DiffusionPolicy:
         """The policy to evaluate and export, of the newest checkpoint. Raises RunError."""
-        return build_policy(PolicyConfig.from_json(self.config.policy), self.newest_checkpoint().policy_tensors())
+        saved = self.newest_checkpoint()
+        return build_policy(self.policy_config(saved), saved.policy_tensors())
 
     def critic_config(self) -> CriticConfig:
         """Sizes of the critic to act with. Raises RunError when the run has none."""

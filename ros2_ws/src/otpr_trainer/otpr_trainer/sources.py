@@ -86,13 +86,12 @@ class WeightsSource:
         import safetensors.torch
 
         from otpr_trainer.diffusion import cosine_schedule, reverse_chain
-        from otpr_trainer.policy import PolicyConfig
         from otpr_trainer.selection import check_candidates
 
-        config = PolicyConfig.from_json(run.config.policy)
-        reverse_chain(cosine_schedule(config.train_steps), sampler, steps, eta)  # its refusals, before any worker starts
+        reverse_chain(cosine_schedule(run.train_steps), sampler, steps, eta)  # its refusals, before any worker starts
         critic_config = run.critic_config() if check_candidates(candidates) > 1 else None
         checkpoint = run.newest_checkpoint()  # once: training may be writing the next
+        config = run.policy_config(checkpoint)
         critic = CriticWeights(critic_config, safetensors.torch.save(checkpoint.critic_tensors())) if critic_config else None
         return cls(config, safetensors.torch.save(checkpoint.policy_tensors()), sampler, steps, eta, candidates, critic)
 
