@@ -270,7 +270,8 @@ def check_model(content: bytes) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # ValidationError, but UnicodeDecodeError where the message quotes a damaged name
-        raise ArtifactError(f"not a valid ONNX graph: {str(error).splitlines()[0]}") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)  # some builds of Python give no text here
+        raise ArtifactError(f"not a valid ONNX graph: {reason}") from error
     return model
 
 
