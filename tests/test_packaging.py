@@ -127,9 +127,10 @@ def test_wheels_bring_every_module_typed_and_nothing_else(prefix: Path) -> None:
 def test_ros2_run_finds_an_executable_that_uses_its_own_environment(prefix: Path, executable: str, module: str) -> None:
     script = prefix / "lib" / executable
     assert os.access(script, os.X_OK)
-    # The environment has no numpy to start a node with; a customisation of it tells what was started, and ends.
-    told = site_packages(prefix) / "sitecustomize.py"
-    told.write_text("import os, sys\nprint(sys.prefix, *sys.orig_argv[1:])\nsys.stdout.flush()\nos._exit(0)\n")
+    # The environment has no numpy to start a node with; a path file of it tells what was started, and ends. (Debian's Python has a
+    # sitecustomize of its own, which would hide one here.)
+    told = site_packages(prefix) / "told.pth"
+    told.write_text("import os, sys; print(sys.prefix, *sys.orig_argv[1:]); sys.stdout.flush(); os._exit(0)\n")
     try:
         assert run([script, "--ros-args"], prefix).split() == [str(prefix), "-m", module, "--ros-args"]
     finally:
