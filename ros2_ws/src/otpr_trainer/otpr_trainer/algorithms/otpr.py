@@ -49,7 +49,7 @@ class Pool(Enum):
 
 @dataclass(frozen=True)
 class Config(Settings):
-    """Defaults are what our ablation found best (docs/results.md); the paper's setting is docs/otpr.md's preset."""
+    """Defaults come from single tuning runs (docs/results.md), not yet from an ablation; docs/otpr.md has the paper's setting."""
 
     gamma: float = setting(0.99, "discount per environment step")
     critic_heads: int = setting(4, "critics in the ensemble")
