@@ -129,8 +129,8 @@ def serve(connection: Connection, setup: WorkerSetup) -> None:
         while True:
             _obey(connection.recv(), envs, shared.records)
             connection.send(Done())
-    except (EOFError, BrokenPipeError):
-        pass  # the parent has closed its end
+    except (EOFError, ConnectionError):
+        pass  # the parent has closed its end; the connection counts as reset where it had not read our last answer
     except OtprError as error:
         connection.send(error)
     except Exception:

@@ -20,6 +20,7 @@ from otpr_policy.errors import EnvironmentSetupError, SpecError, TaskError
 from otpr_sim import registry, vector_pool
 from otpr_sim.env import episode_seed
 from otpr_sim.vector import NONE, VectorEnv
+from otpr_sim.vector_worker import SharedRecords, WorkerSetup, record_type
 
 
 def fleet(make_env=point_task.PointEnv, envs=4, workers=2, executed_length=3, spec=point_task.SPEC, spare=False):
@@ -299,6 +300,19 @@ def test_forgetting_to_close_leaves_neither_process_nor_memory():
     name, processes = vector._shared.name, vector.process_ids
     del vector
     assert_gone(name, processes)
+
+
+def test_a_worker_ends_in_peace_when_its_last_answer_was_never_read():
+    shared = SharedRecords(record_type(point_task.SPEC, 3), 1)
+    worker = vector_pool.WorkerProcess(WorkerSetup(point_task.PointEnv, 1, shared.name, shared.record, 1))
+    try:
+        assert worker.connection.poll(30.0)  # it is built, and says so
+        worker.connection.close()  # unread: the worker finds its end reset, not merely closed
+        worker.process.join(30.0)
+        assert worker.process.exitcode == 0
+    finally:
+        worker.end()
+        shared.close()
 
 
 PROGRAM = """
