@@ -173,7 +173,7 @@ def test_the_toys_conditional_means_are_the_least_squares_fit_of_the_targets(for
 
 
 def test_the_drift_and_the_score_of_the_toy_follow_from_the_heads():
-    """b = E[dI/dt + gamma' z | x] = v + gamma' E[z | x], and E[z | x] = -gamma d^2 score with score = -(x - mu_t) / sigma_t^2."""
+    """It is b = E[dI/dt + gamma' z | x] = v + gamma' E[z | x], and E[z | x] = -gamma d^2 score with score = -(x - mu_t) / sigma_t^2."""
     toy, t, x = Toy(Interpolant("power3", noise_scale=0.4)), 0.3, torch.tensor([[-0.4], [0.9]], dtype=torch.float64)
     _, _, gamma = toy.coefficients(t)
     mean, variance = toy.marginal(t)
