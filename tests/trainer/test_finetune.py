@@ -13,6 +13,7 @@ import torch
 
 from otpr_policy.errors import DemonstrationError, OtprError, RunError, TaskError
 from otpr_trainer import checkpoint, finetune
+from otpr_trainer.algorithms import otpr
 from otpr_trainer.data.replay import Origin
 from otpr_trainer.finetune import FIRST_EPISODE, SEED_OFFSET, due
 from otpr_trainer.interaction import play
@@ -165,8 +166,8 @@ def test_a_restored_learner_goes_on_bit_equal(make, tmp_path, name):
     assert_same(snapshot(resumed), snapshot(straight))
 
 
-def test_learned_potentials_are_resumed_too(make, tmp_path):
-    settings = {"pool": "all", "weights": "potentials", "gate": False}
+@pytest.mark.parametrize("settings", [{"pool": "all", "weights": "potentials", "gate": False}, otpr.VARIANTS["paper"]])
+def test_what_only_some_settings_learn_is_resumed_too(make, tmp_path, settings):
     straight = make("otpr", **settings)
     straight.update()
     checkpoint.write(tmp_path / "00000001.safetensors", straight.checkpoint())
@@ -241,6 +242,7 @@ OWN = {
         "support": (0.0, -2.0, np.nan),
         "keypoint_share": (-0.1, 1.1),
         "guidance": (-0.1, 1.1, np.nan),
+        "expectile": (0.0, 1.0),
         "block_states": (0,),
         "block_chunks": (0, 99),
         "gain_sampling": (0,),
@@ -257,7 +259,14 @@ def test_a_number_without_meaning_is_refused_by_its_name(name, setting, value):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("setting", "known"), [("pool", "all, near, own"), ("weights", "argmax, balanced, .*semi_relaxed, .*uniform")])
+@pytest.mark.parametrize(
+    ("setting", "known"),
+    [
+        ("pool", "all, near, own"),
+        ("weights", "argmax, balanced, .*semi_relaxed, .*uniform"),
+        ("critic", "ensemble, iql"),
+    ],
+)
 def test_a_name_that_does_not_exist_is_refused_with_those_that_do(setting, known):
     with pytest.raises(RunError, match=f"unknown {setting} 'sinkhorn'.*{known}"):
         named("otpr", setting, "sinkhorn")
@@ -324,36 +333,48 @@ def test_filtered_cloning_imitates_demonstrations_and_own_successes_alone(make):
     assert [int((origin == kind).sum()) for kind in Origin] == [32, 32, 0]
 
 
-def test_the_expectile_of_one_half_is_half_the_squared_error(make):
+@pytest.fixture(params=["idql", "otpr"])
+def implicit(make, request):
+    """A learner with an implicit critic, after a round."""
+    learner = make(request.param, **({"critic": "iql"} if request.param == "otpr" else {}))
+    learner.update()
+    return learner
+
+
+def test_the_expectile_of_one_half_is_half_the_squared_error(implicit):
     """And with expectile t a value above V counts t, one below 1 - t."""
-    learner = make("idql")
-    batch = learner.replay.transitions
+    critic, batch = implicit.implicit, implicit.replay.transitions
 
     def values(condition, chunks, generator):
         assert torch.equal(chunks, batch.chunk[:, None, :2])  # what was carried out
         return torch.linspace(0, 1, len(condition))[:, None]
 
-    learner.q.target_values = values
-    learner.value = lambda condition: torch.full((len(condition),), 0.4)
+    critic.q.target_values = values
+    critic.value = lambda condition: torch.full((len(condition),), 0.4)
     u = torch.linspace(0, 1, len(batch)) - 0.4
-    for expectile in (0.5, 0.8):
-        learner.config = replace(learner.config, expectile=expectile)
-        expected = torch.where(u > 0, expectile, 1 - expectile) * u**2
-        assert float(learner.v_loss(batch)) == pytest.approx(float(expected.mean()), rel=1e-5)
+    for critic.expectile in (0.5, 0.8):
+        expected = torch.where(u > 0, critic.expectile, 1 - critic.expectile) * u**2
+        loss = critic.v_loss(batch, implicit.replay.condition, implicit.generator)
+        assert float(loss) == pytest.approx(float(expected.mean()), rel=1e-5)
 
 
-def test_iqls_target_is_the_reward_at_an_end_and_the_final_states_value_where_it_was_cut_off(make):
-    learner = make("idql")
-    learner.update()
-    batch = learner.replay.transitions
+def test_iqls_target_is_the_reward_at_an_end_and_the_final_states_value_where_it_was_cut_off(implicit):
+    critic, batch, condition = implicit.implicit, implicit.replay.transitions, implicit.replay.condition
     cut_off = (batch.discount > 0) & ~torch.isin(batch.next_state, batch.state)  # nothing begins in a final state
     over = batch.discount == 0
     assert cut_off.any() and over.any()
     with torch.no_grad():
-        q = torch.sigmoid(learner.q.ensemble(learner.replay.condition[batch.state], batch.chunk[:, :2]))
-        y = batch.reward + batch.discount * learner.value(learner.replay.condition[batch.next_state])
+        q = torch.sigmoid(critic.q.ensemble(condition[batch.state], batch.chunk[:, :2]))
+        y = batch.reward + batch.discount * critic.value(condition[batch.next_state])
         assert torch.equal(y[over], batch.reward[over])
-        assert float(learner.q_loss(batch)) == pytest.approx(float((q - y).square().mean()), rel=1e-4)
-    learner._v_optimizer.zero_grad()
-    learner.q_loss(batch).backward()
-    assert all(parameter.grad is None for parameter in learner.v.parameters())
+        assert float(critic.q_loss(batch, condition)) == pytest.approx(float((q - y).square().mean()), rel=1e-4)
+    critic._v_optimizer.zero_grad()
+    critic.q_loss(batch, condition).backward()
+    assert all(parameter.grad is None for parameter in critic.v.parameters())
+
+
+def test_what_chooses_and_is_exported_is_the_implicit_critics_q(implicit):
+    assert implicit.critic is implicit.implicit.q
+    assert implicit.critic_config == {"width": 16, "depth": 2, "heads": 2, "pessimism": 1.0}
+    tensors = implicit.checkpoint().tensors
+    assert torch.equal(tensors["critic.head"], implicit.implicit.q.ensemble.head)

@@ -14,12 +14,14 @@ from otpr_sim import registry
 from otpr_sim.shift import preset as shift_preset
 from otpr_trainer.commands.export import DEFAULT_STEPS
 from otpr_trainer.commands.train import TrainCommand
+from otpr_trainer.config import of_variant
 from otpr_trainer.evaluate import DEFAULT_SEED
 from otpr_trainer.learner import Algorithm
 from otpr_trainer.rollout import SEED_LIMIT
 
 SHIPPED = Path(__file__).parent.parent / "plans"
 BUDGET_SETTING = "steps"
+VARIANT = "variant"  # among a method's settings: as `otpr train ALGORITHM --variant`
 DEMONSTRATIONS = "demos"  # the folder beside those of the methods
 RECORDS = "jobs"  # the folder beside those of the tasks
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # becomes a folder's name
@@ -161,10 +163,13 @@ def _at_least(low: int, where: str, value: int) -> None:
 
 def _config(name: str, settings: Mapping[str, object], where: str, *, fine_tunes: bool, fixed: Mapping[str, Any] | None = None) -> Any:
     """An algorithm's configuration with these settings."""
-    kind = _algorithm(name, where, fine_tunes).Config
+    algorithm = _algorithm(name, where, fine_tunes)
+    kind = algorithm.Config
     defaults = {one.name: one.default for one in fields(kind)}
     values: dict[str, Any] = {}
     for key, value in settings.items():
+        if key == VARIANT:
+            continue
         if key in (fixed or {}):
             raise PlanError(f"{where}: {key} is the plan's budget, the same for all methods")
         if key not in defaults:
@@ -176,7 +181,8 @@ def _config(name: str, settings: Mapping[str, object], where: str, *, fine_tunes
             raise PlanError(f"{where}: setting {key} must be a {wanted.__name__}, got {value!r}")
         values[key] = value
     try:
-        return kind(**{**values, **(fixed or {})})
+        variant = of_variant(algorithm, str(settings[VARIANT])) if VARIANT in settings else {}
+        return kind(**{**variant, **values, **(fixed or {})})
     except RunError as error:
         raise PlanError(f"{where}: {error}") from error
 
