@@ -90,7 +90,10 @@ class Learner(Protocol):
 
 
 class Algorithm(Protocol):
-    """A module of an algorithm: one file; see docs/adding-a-method.md."""
+    """A module of an algorithm: one file; see docs/adding-a-method.md.
+
+    One that starts from nothing and whose policies are no diffusions also has ``SAMPLER``, the sampler that comparisons judge them with.
+    """
 
     @property
     def NAME(self) -> str:

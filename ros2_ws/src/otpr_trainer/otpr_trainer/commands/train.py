@@ -204,6 +204,7 @@ def _refuse_changes(arguments: Namespace, algorithm: "Algorithm", config: "RunCo
 
 
 BC = command("otpr_trainer.algorithms.bc", "Behaviour-clone a diffusion policy from demonstrations.")
+BRIDGER = command("otpr_trainer.algorithms.bridger", "Clone by a stochastic interpolant from a source policy (BRIDGER).")
 OTPR = command("otpr_trainer.algorithms.otpr", "Fine-tune a diffusion policy in simulation by optimal transport (OTPR).")
 FILTERED_BC = command("otpr_trainer.algorithms.filtered_bc", "Fine-tune by cloning demonstrations and own successes (the control).")
 IDQL = command("otpr_trainer.algorithms.idql", "Fine-tune by implicit Q-learning and choice among samples (IDQL).")

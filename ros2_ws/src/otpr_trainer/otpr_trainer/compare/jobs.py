@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from otpr_trainer.commands.export import DEFAULT_ETA
-from otpr_trainer.compare.plan import BUDGET_SETTING, DEMONSTRATIONS, MethodPlan, Plan, TaskPlan
+from otpr_trainer.compare.plan import BUDGET_SETTING, DEMONSTRATIONS, MethodPlan, Plan, TaskPlan, sampler
 
 PLACE = "DIR"  # stands for the comparison's directory in a job's words, so that a record holds wherever that is moved to
 
@@ -118,7 +118,7 @@ def _evaluations(plan: Plan, task: TaskPlan, method: MethodPlan, seed: int, trai
             seed,
             (
                 *("eval", f"{PLACE}/{trained.run}", "--task", task.task, "--episodes", str(judged.episodes), "--seed", str(judged.seed)),
-                *("--preset", preset, "--candidates", str(candidates), "--sampler", "ddim", "--steps", str(judged.steps)),
+                *("--preset", preset, "--candidates", str(candidates), "--sampler", sampler(plan), "--steps", str(judged.steps)),
                 *("--eta", f"{DEFAULT_ETA:g}", "--workers", "1", "--json"),
             ),
             (trained.name,),

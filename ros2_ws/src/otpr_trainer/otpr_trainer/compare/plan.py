@@ -12,7 +12,7 @@ from otpr_policy.errors import ContractError, PlanError, RunError, TaskError, un
 from otpr_policy.strict_yaml import build, read_yaml
 from otpr_sim import registry
 from otpr_sim.shift import preset as shift_preset
-from otpr_trainer.commands.export import DEFAULT_STEPS
+from otpr_trainer.commands.export import DEFAULT_SAMPLER, DEFAULT_STEPS
 from otpr_trainer.commands.train import TrainCommand
 from otpr_trainer.config import of_variant
 from otpr_trainer.evaluate import DEFAULT_SEED
@@ -44,7 +44,7 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How every policy is judged: the same scenes for all. ``steps``: of DDIM with eta 1, as the exported policy acts."""
+    """How every policy is judged: the same scenes for all. ``steps``: of the sampler with eta 1, as the exported policy acts."""
 
     episodes: int = 100
     seed: int = DEFAULT_SEED
@@ -114,6 +114,11 @@ def resolved_settings(plan: Plan) -> dict[str, dict[str, Any]]:
         method.name: asdict(_config(method.algorithm, method.settings, f"method {method.name}", fine_tunes=True, fixed=budget))
         for method in plan.methods
     }
+
+
+def sampler(plan: Plan) -> str:
+    """What a plan's policies are evaluated with: as its start policy says, since the methods keep its chain."""
+    return str(getattr(_algorithm(plan.start.algorithm, "start", fine_tunes=False), "SAMPLER", DEFAULT_SAMPLER))
 
 
 def _check(plan: Plan, where: str) -> None:
