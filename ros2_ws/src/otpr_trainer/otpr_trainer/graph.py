@@ -19,6 +19,7 @@ from otpr_trainer.bridge_sources import ArtifactSource
 from otpr_trainer.diffusion import NOISE_CLIP
 from otpr_trainer.graft import SOURCE_CHUNK, graft
 from otpr_trainer.networks.critic import EnsembleCritic
+from otpr_trainer.networks.mlp import DiffusionMLP
 from otpr_trainer.policy import TorchPolicy
 from otpr_trainer.selection import SelectingPolicy, pessimistic_value
 
@@ -91,11 +92,12 @@ class PolicyGraph(nn.Module):
                 x = x + float(reverse.std[step]) * draws[:, used].clamp(-NOISE_CLIP, NOISE_CLIP)
                 used += 1
             chain.append(x)
+        chain[-1] = self.policy.finish(condition, chain[-1])
         return chain
 
     def _denoise(self, x_k: Tensor, context: Tensor) -> Tensor:
         network = self.policy.network
-        if self.candidates == 1:
+        if self.candidates == 1 or not isinstance(network, DiffusionMLP):
             return network.denoise(x_k, context)
         x = network.from_chunk(x_k.flatten(1)) + context
         for layer in network.trunk:

@@ -45,7 +45,13 @@ def open_start(directory: Path, task: str, demos: Header, config: Any) -> Diffus
 
 def _diffusion(policy: ChainPolicy, where: str) -> DiffusionPolicy:
     if not isinstance(policy, DiffusionPolicy):
-        raise RunError(f"{where} is an interpolant's policy; fine-tuning needs a diffusion's chain, as 'otpr train bc' clones one")
+        kind = "a Gaussian" if policy.config.gaussian is not None else "an interpolant's"
+        raise RunError(f"{where} is {kind} policy; fine-tuning needs a diffusion's chain, as 'otpr train bc' clones one")
+    if policy.config.gaussian is not None:
+        raise RunError(
+            f"{where} has an actor beside its diffusion, which others would ignore; fine-tuning needs a diffusion alone, as 'otpr train "
+            f"bc' clones one"
+        )
     return policy
 
 
