@@ -54,6 +54,14 @@ class ChunkCritic:
         """Q of every chunk in every state, (E, n, m). condition: (n, To * Do); chunks: executed parts, (m, L, Da)."""
         return torch.sigmoid(self.ensemble.cross(condition, chunks))
 
+    def chunk_values(self, condition: Tensor, chunk: Tensor) -> Tensor:
+        """Q of one chunk in each state, (E, B), whose gradient passes to the chunk alone and never to the critics.
+
+        condition: (B, To * Do); chunk: executed parts, (B, L, Da).
+        """
+        frozen = {name: parameter.detach() for name, parameter in self.ensemble.named_parameters()}
+        return torch.sigmoid(torch.func.functional_call(self.ensemble, frozen, (condition, chunk)))
+
     def lower_bound(self, values: Tensor) -> Tensor:
         """What selection at run time reads off an ensemble: (E, ...) to (...)."""
         return pessimistic_value(values, self.pessimism)

@@ -121,6 +121,11 @@ def sampler(plan: Plan) -> str:
     return str(getattr(_algorithm(plan.start.algorithm, "start", fine_tunes=False), "SAMPLER", DEFAULT_SAMPLER))
 
 
+def own_chain(algorithm: str) -> bool:
+    """Whether an algorithm's policies act with a chain of their own, so that there is none to choose for them."""
+    return bool(getattr(_installed(algorithm, "method"), "OWN_CHAIN", False))
+
+
 def _check(plan: Plan, where: str) -> None:
     for what, values in (("tasks", plan.tasks), ("seeds", plan.seeds), ("evaluation.presets", plan.evaluation.presets)):
         if not values:
@@ -194,13 +199,7 @@ def _config(name: str, settings: Mapping[str, object], where: str, *, fine_tunes
 
 def _algorithm(name: str, where: str, fine_tunes: bool) -> Algorithm:
     """The algorithm of ``otpr train NAME``. Raises PlanError when there is none, or it cannot have this place in a plan."""
-    commands = {words[1]: entry for words, entry in installed_commands().items() if words[0] == "train" and len(words) == 2}
-    if name not in commands:
-        raise PlanError(f"{where}: {unknown('algorithm', name, commands)}")
-    command = commands[name].load()
-    if not isinstance(command, TrainCommand):
-        raise PlanError(f"{where}: algorithm {name} is not made by otpr_trainer.commands.train.command, so its settings are not known")
-    algorithm = command.algorithm()
+    algorithm = _installed(name, where)
     if fine_tunes and not algorithm.NEEDS_INIT:
         raise PlanError(f"{where}: {name} starts from nothing; a method fine-tunes the start policy")
     if algorithm.NEEDS_INIT and not fine_tunes:
@@ -208,3 +207,13 @@ def _algorithm(name: str, where: str, fine_tunes: bool) -> Algorithm:
     if fine_tunes and BUDGET_SETTING not in {one.name for one in fields(algorithm.Config)}:
         raise PlanError(f"{where}: {name} has no setting {BUDGET_SETTING!r} to give the budget to")
     return algorithm
+
+
+def _installed(name: str, where: str) -> Algorithm:
+    commands = {words[1]: entry for words, entry in installed_commands().items() if words[0] == "train" and len(words) == 2}
+    if name not in commands:
+        raise PlanError(f"{where}: {unknown('algorithm', name, commands)}")
+    command = commands[name].load()
+    if not isinstance(command, TrainCommand):
+        raise PlanError(f"{where}: algorithm {name} is not made by otpr_trainer.commands.train.command, so its settings are not known")
+    return command.algorithm()
