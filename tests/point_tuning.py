@@ -138,19 +138,19 @@ def killed(algorithm: ModuleType, words: list[object], *, update: int) -> None:
 
 def _doomed(algorithm: str, words: list[str], update: int) -> None:
     from otpr_trainer.commands.train import command
-    from otpr_trainer.finetune import FineTuner
+    from otpr_trainer.finetune import Rounds
 
     tqdm.set_lock(threading.RLock())  # not one between processes, which could not be freed
     play_here(pytest.MonkeyPatch())
-    FineTuner.checkpoint_every = CHECKPOINT_EVERY
-    done, original = 0, FineTuner.update
+    Rounds.checkpoint_every = CHECKPOINT_EVERY
+    done, original = 0, Rounds.update
 
-    def counting(learner: FineTuner) -> Any:
+    def counting(learner: Rounds) -> Any:
         nonlocal done
         done += 1
         if done == update:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(learner)
 
-    FineTuner.update = counting  # type: ignore[method-assign]
+    Rounds.update = counting  # type: ignore[method-assign]
     toy_runs.run_command(command(algorithm, ""), *words)

@@ -20,7 +20,7 @@ from otpr_trainer import run as runs
 from otpr_trainer.commands import eval as evaluation
 from otpr_trainer.commands import export as exporting
 from otpr_trainer.commands import train
-from otpr_trainer.finetune import FineTuner
+from otpr_trainer.finetune import Rounds
 
 COMMANDS = {"otpr": train.OTPR, "idql": train.IDQL, "filtered_bc": train.FILTERED_BC}
 CHANGES = {"steps": 80, "evaluate_every": 40}
@@ -48,7 +48,7 @@ def here(monkeypatch):
 
 def prepare(patch):
     point_tuning.play_here(patch)
-    patch.setattr(FineTuner, "checkpoint_every", point_tuning.CHECKPOINT_EVERY)
+    patch.setattr(Rounds, "checkpoint_every", point_tuning.CHECKPOINT_EVERY)
 
 
 def words(folder, name, output, **changes):

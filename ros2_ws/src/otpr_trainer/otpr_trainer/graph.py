@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from otpr_trainer.diffusion import NOISE_CLIP
 from otpr_trainer.networks.critic import EnsembleCritic
+from otpr_trainer.networks.mlp import DiffusionMLP
 from otpr_trainer.policy import TorchPolicy
 from otpr_trainer.selection import SelectingPolicy, pessimistic_value
 
@@ -42,8 +43,10 @@ class PolicyGraph(nn.Module):
         self.critic: CriticGraph | None = None
         if isinstance(policy, SelectingPolicy) and policy.candidates > 1:
             self.critic = CriticGraph(policy.critic, policy.pessimism)
+        self.networks = [self.policy.network_at(k) for k in self.reverse.timesteps]
         with torch.no_grad():
-            self.register_buffer("time_terms", self.policy.network.time_term(torch.tensor(self.reverse.timesteps)))
+            terms = [network.time_term(torch.tensor([k])) for network, k in zip(self.networks, self.reverse.timesteps, strict=True)]
+            self.register_buffer("time_terms", torch.cat(terms))
 
     def forward(self, observation: Tensor, noise: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Runs all denoising steps, then chooses."""
@@ -60,11 +63,11 @@ class PolicyGraph(nn.Module):
     def _chains(self, condition: Tensor, noise: Tensor) -> list[Tensor]:
         """Normalised chunks of each denoising step, start first, K + 1 tensors (S, Ta, Da)."""
         reverse = self.reverse
-        condition_term = self.policy.network.condition_term(condition)
+        condition_terms = {network: network.condition_term(condition) for network in dict.fromkeys(self.networks)}
         draws = noise if self.candidates == 1 else noise.reshape(self.candidates, -1, *noise.shape[2:])
         chain, used = [draws[:, 0]], 1
-        for step in range(reverse.steps):
-            eps = self._denoise(chain[-1], condition_term + self.time_terms[step])
+        for step, network in enumerate(self.networks):
+            eps = self._denoise(network, chain[-1], condition_terms[network] + self.time_terms[step])
             x = reverse.mean(step, chain[-1], eps)
             if reverse.std[step] > 0.0:
                 x = x + float(reverse.std[step]) * draws[:, used].clamp(-NOISE_CLIP, NOISE_CLIP)
@@ -72,8 +75,7 @@ class PolicyGraph(nn.Module):
             chain.append(x)
         return chain
 
-    def _denoise(self, x_k: Tensor, context: Tensor) -> Tensor:
-        network = self.policy.network
+    def _denoise(self, network: DiffusionMLP, x_k: Tensor, context: Tensor) -> Tensor:
         if self.candidates == 1:
             return network.denoise(x_k, context)
         x = network.from_chunk(x_k.flatten(1)) + context

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diffusion policy as torch computes it: normaliser, denoising network, schedule, and the chain that makes an action chunk."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -25,6 +26,7 @@ class PolicyConfig:
     """What a policy must be built from before its weights can be loaded.
 
     ``relative_positions``: the network is also shown the difference of every two positions among the observation's fields.
+    ``frozen_from``: training steps from it up are denoised by a second network, which fine-tuning left as it was; None without one.
     """
 
     spec: PolicySpec
@@ -33,6 +35,7 @@ class PolicyConfig:
     depth: int
     time_size: int
     relative_positions: bool = False
+    frozen_from: int | None = None
 
     @property
     def position_pairs(self) -> tuple[tuple[int, int], ...]:
@@ -50,7 +53,7 @@ class PolicyConfig:
     def to_json(self) -> dict[str, Any]:
         """Plain data for a run's config.json."""
         sizes = {"train_steps": self.train_steps, "width": self.width, "depth": self.depth, "time_size": self.time_size}
-        return {"spec": self.spec.to_json(), **sizes, "relative_positions": self.relative_positions}
+        return {"spec": self.spec.to_json(), **sizes, "relative_positions": self.relative_positions, "frozen_from": self.frozen_from}
 
     @classmethod
     def from_json(cls, data: Any) -> "PolicyConfig":
@@ -58,7 +61,8 @@ class PolicyConfig:
         try:
             sizes = {key: int(data[key]) for key in ("train_steps", "width", "depth", "time_size")}
             relative = bool(data.get("relative_positions", False))  # runs from before it do without
-            return cls(PolicySpec.from_json(data["spec"]), **sizes, relative_positions=relative)
+            frozen_from = None if data.get("frozen_from") is None else int(data["frozen_from"])
+            return cls(PolicySpec.from_json(data["spec"]), **sizes, relative_positions=relative, frozen_from=frozen_from)
         except (KeyError, TypeError, ValueError, SpecError) as error:
             raise RunError(f"the run's policy description is not readable: {error}") from error
 
@@ -75,7 +79,24 @@ class DiffusionPolicy(nn.Module):
         self.observation = AffineLayer(observation or _identity(spec.observation.size))
         self.action = AffineLayer(action or _identity(spec.action.size))
         chunk_shape = (spec.chunk_length, spec.action.size)
-        self.network = DiffusionMLP(chunk_shape, config.condition_size, config.width, config.depth, config.time_size)
+        sizes = (chunk_shape, config.condition_size, config.width, config.depth, config.time_size)
+        self.network = DiffusionMLP(*sizes)
+        self.frozen = None if config.frozen_from is None else DiffusionMLP(*sizes).requires_grad_(False)
+
+    def network_at(self, k: int) -> DiffusionMLP:
+        """The network that denoises training step ``k``."""
+        frozen_from = self.config.frozen_from
+        if self.frozen is None or frozen_from is None or k < frozen_from:
+            return self.network
+        return self.frozen
+
+    def freezing(self, k: int) -> "DiffusionPolicy":
+        """A copy of a policy with one network that denoises training steps from ``k`` up with a second, frozen copy of it."""
+        assert self.frozen is None
+        policy = copy.deepcopy(self)
+        policy.config = replace(self.config, frozen_from=k)
+        policy.frozen = copy.deepcopy(self.network).requires_grad_(False)
+        return policy
 
     def condition(self, observation: Tensor) -> Tensor:
         """Observations in physical units (B, To, Do) to the network's condition (B, condition_size).
@@ -92,10 +113,13 @@ class DiffusionPolicy(nn.Module):
 
     def chain(self, observation: Tensor, noise: Tensor, reverse: ReverseChain, std_floor: float = 0.0) -> list[Tensor]:
         """Normalised chunks of each denoising step, start first, n + 1 tensors (B, Ta, Da); see :meth:`ReverseChain.sample`."""
-        condition = self.condition(observation)
+        return self.denoise(self.condition(observation), noise, reverse, std_floor)
+
+    def denoise(self, condition: Tensor, noise: Tensor, reverse: ReverseChain, std_floor: float = 0.0) -> list[Tensor]:
+        """:meth:`chain` for conditions (B, condition_size)."""
 
         def predict_noise(x_k: Tensor, k: int) -> Tensor:
-            eps: Tensor = self.network(x_k, torch.full((len(x_k),), k, device=x_k.device), condition)
+            eps: Tensor = self.network_at(k)(x_k, torch.full((len(x_k),), k, device=x_k.device), condition)
             return eps
 
         return reverse.sample(predict_noise, noise, std_floor)

@@ -43,6 +43,11 @@ class Trajectory:
     def __len__(self) -> int:
         return len(self.reward)
 
+    def histories(self, observation_horizon: int) -> Array:
+        """What a policy is shown in each state, (T + 1, To, Do); before the first step the first observation stands again."""
+        rows = np.arange(len(self) + 1)[:, None] + np.arange(1 - observation_horizon, 1)
+        return self.observation[np.maximum(rows, 0)]
+
 
 @dataclass(frozen=True, eq=False)
 class Transitions:
@@ -155,9 +160,7 @@ class Replay:
 
     def add(self, trajectory: Trajectory, actor: DiffusionActor, candidates: int) -> None:
         """Takes in an episode and draws ``candidates`` chunks of the policy in each of its states."""
-        steps = len(trajectory)
-        history = np.maximum(np.arange(steps + 1)[:, None] + np.arange(1 - self._observation_horizon, 1), 0)
-        condition = actor.condition(trajectory.observation[history])
+        condition = actor.condition(trajectory.histories(self._observation_horizon))
         action = actor.normalized(trajectory.action)
         if len(action) < self._chunk_length:  # a demonstration without a whole chunk: states, but no transition
             chunk = action.new_empty((0, self._chunk_length, action.shape[1]))
