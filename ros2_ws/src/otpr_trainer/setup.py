@@ -43,6 +43,7 @@ setup(
             "eval = otpr_trainer.commands.eval:COMMAND",
             "export = otpr_trainer.commands.export:COMMAND",
             "train.bc = otpr_trainer.commands.train:BC",
+            "train.dppo = otpr_trainer.commands.train:DPPO",
             "train.filtered_bc = otpr_trainer.commands.train:FILTERED_BC",
             "train.idql = otpr_trainer.commands.train:IDQL",
             "train.otpr = otpr_trainer.commands.train:OTPR",

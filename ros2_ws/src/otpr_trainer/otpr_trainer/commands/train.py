@@ -200,3 +200,4 @@ BC = command("otpr_trainer.algorithms.bc", "Behaviour-clone a diffusion policy f
 OTPR = command("otpr_trainer.algorithms.otpr", "Fine-tune a diffusion policy in simulation by optimal transport (OTPR).")
 FILTERED_BC = command("otpr_trainer.algorithms.filtered_bc", "Fine-tune by cloning demonstrations and own successes (the control).")
 IDQL = command("otpr_trainer.algorithms.idql", "Fine-tune by implicit Q-learning and choice among samples (IDQL).")
+DPPO = command("otpr_trainer.algorithms.dppo", "Fine-tune by policy gradients through the denoising chain (DPPO).")
