@@ -45,6 +45,7 @@ setup(
             "train.ars = otpr_trainer.commands.train:ARS",
             "train.bc = otpr_trainer.commands.train:BC",
             "train.bridger = otpr_trainer.commands.train:BRIDGER",
+            "train.dppo = otpr_trainer.commands.train:DPPO",
             "train.dsrl = otpr_trainer.commands.train:DSRL",
             "train.filtered_bc = otpr_trainer.commands.train:FILTERED_BC",
             "train.idql = otpr_trainer.commands.train:IDQL",

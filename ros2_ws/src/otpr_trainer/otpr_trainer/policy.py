@@ -5,8 +5,9 @@ There are three kinds: a diffusion, whose chain starts from noise; a bridge (bri
 policies with a Gaussian (gaussian_policy.py), instead of a diffusion or beside one.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -47,6 +48,7 @@ class PolicyConfig:
     """What a policy must be built from before its weights can be loaded.
 
     ``relative_positions``: the network is also shown the difference of every two positions among the observation's fields.
+    ``frozen_from``: training steps from it up are denoised by a second network, which fine-tuning left as it was; None without one.
     ``bridge``: of a policy of an interpolant; None for a diffusion.
     ``gaussian``: of a policy with a Gaussian; where that is the policy itself, the sizes here mean nothing.
     """
@@ -57,6 +59,7 @@ class PolicyConfig:
     depth: int
     time_size: int
     relative_positions: bool = False
+    frozen_from: int | None = None
     bridge: BridgeConfig | None = None
     gaussian: GaussianConfig | None = None
 
@@ -119,7 +122,7 @@ class PolicyConfig:
         sizes = {"train_steps": self.train_steps, "width": self.width, "depth": self.depth, "time_size": self.time_size}
         bridge = None if self.bridge is None else asdict(self.bridge)
         gaussian = None if self.gaussian is None else self.gaussian.to_json()
-        kind = {"bridge": bridge, "gaussian": gaussian}
+        kind = {"frozen_from": self.frozen_from, "bridge": bridge, "gaussian": gaussian}
         return {"spec": self.spec.to_json(), **sizes, "relative_positions": self.relative_positions, **kind}
 
     @classmethod
@@ -128,10 +131,11 @@ class PolicyConfig:
         try:
             sizes = {key: int(data[key]) for key in ("train_steps", "width", "depth", "time_size")}
             relative = bool(data.get("relative_positions", False))  # runs from before it do without
-            bridge = None if data.get("bridge") is None else BridgeConfig.from_json(data["bridge"])  # likewise
-            gaussian = None if data.get("gaussian") is None else GaussianConfig.from_json(data["gaussian"])  # likewise
+            frozen_from = None if data.get("frozen_from") is None else int(data["frozen_from"])  # likewise, and the two below
+            bridge = None if data.get("bridge") is None else BridgeConfig.from_json(data["bridge"])
+            gaussian = None if data.get("gaussian") is None else GaussianConfig.from_json(data["gaussian"])
             spec = PolicySpec.from_json(data["spec"])
-            return cls(spec, **sizes, relative_positions=relative, bridge=bridge, gaussian=gaussian)
+            return cls(spec, **sizes, relative_positions=relative, frozen_from=frozen_from, bridge=bridge, gaussian=gaussian)
         except (KeyError, TypeError, ValueError, SpecError) as error:
             raise RunError(f"the run's policy description is not readable: {error}") from error
 
@@ -209,13 +213,21 @@ class ChainPolicy(nn.Module, ABC):
         """
         condition = self.condition(observation)
         first = self.start_draws
+        start = self.start(observation, condition, noise[:, :first], previous)
+        return self.from_start(condition, start, noise[:, first : first + reverse.step_draws(std_floor)], reverse, std_floor)
+
+    def network_at(self, time: float) -> ChunkNetwork:
+        """The network that is asked at a time of the chain."""
+        return self.network
+
+    def from_start(self, condition: Tensor, start: Tensor, noise: Tensor, reverse: Chain, std_floor: float = 0.0) -> list[Tensor]:
+        """:meth:`chain` for conditions (B, condition_size) and chunks to start from (B, Ta, Da). noise: of the steps."""
 
         def predict(x: Tensor, time: float) -> Tensor:
-            prediction: Tensor = self.network(x, torch.full((len(x),), time, device=x.device), condition)
+            prediction: Tensor = self.network_at(time)(x, torch.full((len(x),), time, device=x.device), condition)
             return prediction
 
-        start = self.start(observation, condition, noise[:, :first], previous)
-        *before, last = reverse.run(predict, start, noise[:, first : first + reverse.step_draws(std_floor)], std_floor)
+        *before, last = reverse.run(predict, start, noise, std_floor)
         return [*before, self.finish(condition, last)]
 
     def physical_action(self, chunk: Tensor) -> Tensor:
@@ -236,6 +248,32 @@ class DiffusionPolicy(ChainPolicy):
         """See ChainPolicy."""
         super().__init__(config, observation, action)
         self.schedule = cosine_schedule(config.train_steps)
+        self.frozen = None if config.frozen_from is None else self.make_network(None).requires_grad_(False)
+
+    def make_network(self, heads: int | None) -> DiffusionMLP:
+        """The noise-predicting network."""
+        network = super().make_network(heads)
+        assert isinstance(network, DiffusionMLP)
+        return network
+
+    def network_at(self, time: float) -> DiffusionMLP:
+        """The network that denoises a training step."""
+        frozen_from = self.config.frozen_from
+        if self.frozen is None or frozen_from is None or time < frozen_from:
+            return self.network
+        return self.frozen
+
+    def freezing(self, k: int) -> "DiffusionPolicy":
+        """A copy of a policy with one network that denoises training steps from ``k`` up with a second, frozen copy of it."""
+        assert self.frozen is None
+        policy = copy.deepcopy(self)
+        policy.config = replace(self.config, frozen_from=k)
+        policy.frozen = copy.deepcopy(self.network).requires_grad_(False)
+        return policy
+
+    def denoise(self, condition: Tensor, noise: Tensor, reverse: Chain, std_floor: float = 0.0) -> list[Tensor]:
+        """:meth:`chain` for conditions (B, condition_size)."""
+        return self.from_start(condition, noise[:, 0], noise[:, 1:], reverse, std_floor)
 
     def start(self, observation: Tensor, condition: Tensor, noise: Tensor, previous: Tensor | None) -> Tensor:
         """Noise."""

@@ -25,12 +25,18 @@ def open_start(directory: Path, task: str, demos: Header, config: Any) -> Diffus
 
     Raises:
         RunError: not a run, no checkpoint, another task, fields or control rate, lengths other than those that the settings ask for, or
-            no diffusion: fine-tuning works on its chain.
+            no diffusion alone: fine-tuning works on the chain of one network.
     """
     run = runs.load(directory)
     if run.config.task != task:
         raise RunError(f"--init {directory} is a run of task {run.config.task!r}, not {task!r}")
-    spec = PolicyConfig.from_json(run.config.policy).spec
+    start = PolicyConfig.from_json(run.config.policy)
+    spec = start.spec
+    if start.frozen_from is not None:
+        raise RunError(
+            f"--init {directory} has a network of its own for the first denoising steps, frozen by {run.config.algorithm}; "
+            f"fine-tuning starts from policies of one network, such as those of bc"
+        )
     for side, ours, theirs in (("observation", spec.observation, demos.observation), ("action", spec.action, demos.action)):
         if signature(ours) != signature(theirs):
             raise RunError(f"--init {directory} has the {side} {signature(ours)}; the demonstrations have {signature(theirs)}")

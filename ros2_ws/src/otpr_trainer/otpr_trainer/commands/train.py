@@ -208,6 +208,7 @@ BRIDGER = command("otpr_trainer.algorithms.bridger", "Clone by a stochastic inte
 OTPR = command("otpr_trainer.algorithms.otpr", "Fine-tune a diffusion policy in simulation by optimal transport (OTPR).")
 FILTERED_BC = command("otpr_trainer.algorithms.filtered_bc", "Fine-tune by cloning demonstrations and own successes (the control).")
 IDQL = command("otpr_trainer.algorithms.idql", "Fine-tune by implicit Q-learning and choice among samples (IDQL).")
+DPPO = command("otpr_trainer.algorithms.dppo", "Fine-tune by policy gradients through the denoising chain (DPPO).")
 ARS = command("otpr_trainer.algorithms.ars", "Fine-tune by random search on the policy's parameters (ARS).")
 DSRL = command("otpr_trainer.algorithms.dsrl", "Steer a frozen diffusion policy by learning to choose its noise (DSRL).")
 RESIDUAL = command("otpr_trainer.algorithms.residual", "Learn a bounded correction of a frozen diffusion policy (residual RL).")
