@@ -62,6 +62,11 @@ class Transitions:
     def __len__(self) -> int:
         return len(self.state)
 
+    def backup(self, next_value: Tensor, observed_returns: bool) -> Tensor:
+        """What Q(s, a) is led to, (B,): r + gamma^k V(s'), with ``observed_returns`` at least the return seen. next_value: (B,)."""
+        target = self.reward + self.discount * next_value
+        return torch.maximum(target, self.observed_return) if observed_returns else target
+
     def rows(self, index: Tensor) -> "Transitions":
         """The rows at ``index``."""
         return Transitions(*(getattr(self, field.name)[index] for field in fields(self)))
@@ -115,6 +120,23 @@ def of_demonstrations(demos: Demonstrations) -> list[Trajectory]:
         observation, reward = episode.observation[: steps + 1], episode.reward[:steps]
         found.append(Trajectory(observation, episode.action, reward, True, Origin.DEMONSTRATION))
     return found
+
+
+def mixed_rows(demonstrations: int, own: Tensor, size: int, demo_share: float, generator: torch.Generator) -> Tensor:
+    """Rows of a batch, (size,): demonstrations, which are the first of replay, and own play (RLPD, Ball et al. 2023, arXiv 2302.02948).
+
+    Both are drawn with replacement. Without own play all are demonstrations.
+
+    Args:
+        demonstrations: their number.
+        own: rows of own play to draw from, (n,).
+        size: of the batch.
+        demo_share: share of demonstrations in it.
+        generator: of the draws.
+    """
+    count = size - int(size * demo_share) if len(own) else 0
+    expert = torch.randint(demonstrations, (size - count,), generator=generator)
+    return torch.cat([expert, own[torch.randint(len(own), (count,), generator=generator)]]) if count else expert
 
 
 class Replay:
