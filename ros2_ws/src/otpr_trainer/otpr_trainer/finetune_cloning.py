@@ -13,7 +13,7 @@ from otpr_trainer.finetune import FineTuner, Metrics, Settings, due
 from otpr_trainer.interaction import Actor
 from otpr_trainer.learner import Setup
 
-STD_FLOOR = 1e-3  # least spread that a batch's values are measured in; without one, rounding would decide between equals
+STD_FLOOR = 1e-3  # added to a batch's spread: values that hardly differ weigh alike
 
 
 def exponential_weights(value: Tensor, inverse_temperature: float, largest: float) -> Tensor:
@@ -22,8 +22,9 @@ def exponential_weights(value: Tensor, inverse_temperature: float, largest: floa
     Reward-weighted regression with returns as values (Peters and Schaal 2007), advantage-weighted with advantages (Peng et al. 2019,
     arXiv 1910.00177). As standard scores, beta means the same whatever the scale of the reward; values all alike weigh 1.
     """
-    z = (value - value.mean()) / (value.std(correction=0) + STD_FLOOR)
-    return (inverse_temperature * z).exp().clamp(max=largest)
+    exact = value.double()  # or the rounding of a mean would tell equals apart
+    z = (exact - exact.mean()) / (exact.std(correction=0) + STD_FLOOR)
+    return (inverse_temperature * z).exp().clamp(max=largest).to(value.dtype)
 
 
 def check_regression(inverse_temperature: float, max_weight: float) -> None:

@@ -16,7 +16,7 @@ from otpr_policy.errors import RunError
 from otpr_trainer.actor import Targets
 from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.config import setting
-from otpr_trainer.data.replay import Transitions
+from otpr_trainer.data.replay import Origin, Transitions
 from otpr_trainer.finetune import Metrics
 from otpr_trainer.finetune_cloning import CloningFineTuner, check_regression, exponential_weights
 from otpr_trainer.finetune_critic import ValueSettings
@@ -45,7 +45,8 @@ class Config(ValueSettings):
 def lambda_returns(transitions: Transitions, values: Tensor, trace: float) -> Tensor:
     """TD(lambda) returns R of each row, (N,): R = r + gamma^k ((1 - lambda) V(s') + lambda R'), R' of the row that s' begins.
 
-    An end has no s'; where none begins there, as where an episode was cut off, V(s') stands for R'.
+    An end has no s'. Where an episode was cut off, V(s') stands for R'. A demonstration ends with its last whole chunk, before its
+    success where less of a chunk is carried out: there the return that was seen stands for R'.
 
     Args:
         transitions: all rows of replay.
@@ -54,9 +55,11 @@ def lambda_returns(transitions: Transitions, values: Tensor, trace: float) -> Te
     """
     row_of = torch.full((len(values),), -1).index_put((transitions.state,), torch.arange(len(transitions)))
     following = row_of[transitions.next_state]
-    delta = transitions.backup(values[transitions.next_state], observed_returns=False) - values[transitions.state]
-    decay = trace * transitions.discount * (following >= 0)
-    return values[transitions.state] + discounted_sums(delta, decay, following)
+    ahead = transitions.discount * values[transitions.next_state]
+    seen = torch.where(transitions.origin == Origin.DEMONSTRATION, transitions.observed_return - transitions.reward, ahead)
+    last = following < 0
+    term = transitions.reward + (1.0 - trace) * ahead + trace * seen * last
+    return discounted_sums(term, trace * transitions.discount * ~last, following)
 
 
 def discounted_sums(term: Tensor, decay: Tensor, following: Tensor) -> Tensor:

@@ -67,6 +67,8 @@ class Learner(TDFineTuner):
     def improve(self, rows: Tensor) -> None:
         """Lets the own chunks among the rows climb. Demonstrations stay: being few they are drawn so often that they would climb away."""
         own = rows[rows >= self.demonstrations].unique()
+        if not len(own):
+            return
         states = self.replay.transitions.state[own]
         self.improved[own] = self.ascended(self.replay.condition[states], self.improved[own])
 
