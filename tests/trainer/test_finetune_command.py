@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``otpr train otpr|idql|filtered_bc`` from a cloned policy to an evaluated file, and a run that is killed and resumed."""
+"""``otpr train ALGORITHM`` from a cloned policy to an evaluated file, and a run that is killed and resumed."""
 
 import csv
 import importlib
@@ -22,7 +22,9 @@ from otpr_trainer.commands import export as exporting
 from otpr_trainer.commands import train
 from otpr_trainer.finetune import Rounds
 
-COMMANDS = {"otpr": train.OTPR, "idql": train.IDQL, "filtered_bc": train.FILTERED_BC}
+COMMANDS = {"otpr": train.OTPR, "idql": train.IDQL, "filtered_bc": train.FILTERED_BC, "dawr": train.DAWR, "dipo": train.DIPO}
+NO_CRITIC = ("filtered_bc", "dawr")  # of chunks, to choose with
+ALIKE = {"drwr": train.DRWR, "dql": train.DQL, "qsm": train.QSM, "qvpo": train.QVPO}  # one of the above in all that is tested here
 CHANGES = {"steps": 80, "evaluate_every": 40}
 ACTING = ["--sampler", "ddim", "--steps", 2, "--eta", 1, "--episodes", 4, "--workers", 1, "--json"]
 
@@ -78,13 +80,13 @@ def test_a_run_has_its_rows_its_critic_and_where_it_came_from(origin, name):
     ) == newest.step
     assert len(evaluations) == 1 + len({int(row["step"]) // 40 for row in metrics if int(row["step"]) >= 40})
     assert np.isfinite([float(value) for row in metrics + evaluations for value in row.values()]).all()
-    assert ("selected/success" in evaluations[0]) == (name != "filtered_bc") == (run.config.critic is not None)
+    assert ("selected/success" in evaluations[0]) == (name not in NO_CRITIC) == (run.config.critic is not None)
     tuned, cloned = run.policy().state_dict(), runs.load(origin / "clone").policy().state_dict()
     changed = [key for key in tuned if not torch.equal(tuned[key], cloned[key])]
     assert changed and all(key.startswith("network.") for key in changed)  # normalisers stay
 
 
-@pytest.mark.parametrize("name", ["otpr", "idql"])
+@pytest.mark.parametrize("name", ["otpr", "idql", "dipo"])
 def test_a_run_with_a_critic_is_evaluated_with_candidates(origin, capsys, name):
     capsys.readouterr()
     outcomes = []
@@ -162,10 +164,10 @@ def test_more_workers_than_environments_are_as_many_as_environments(origin, tmp_
     assert rows(tmp_path / "run/metrics.csv") == rows(origin / "filtered_bc/metrics.csv")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS | ALIKE)
 def test_the_help_says_what_each_setting_is(capsys, name):
     with pytest.raises(SystemExit):
-        run_command(COMMANDS[name], "--help")
+        run_command((COMMANDS | ALIKE)[name], "--help")
     text = capsys.readouterr().out
     assert f"{name} settings" in text and "budget of environment steps" in text and "--init RUN" in text
 

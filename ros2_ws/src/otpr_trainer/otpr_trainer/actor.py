@@ -2,6 +2,7 @@
 """A diffusion policy while it is fine-tuned: the network that learns, and its running average, which acts and is kept."""
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,24 @@ from torch import Tensor
 from otpr_trainer.checkpoint import optimizer_state, restore_optimizer, select
 from otpr_trainer.policy import DiffusionPolicy
 from otpr_trainer.sampler import ChunkSampler
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Rows to imitate: ``condition`` (R, To * Do), clean normalised chunks ``x_0`` (R, Ta, Da), ``weight`` (R,)."""
+
+    condition: Tensor
+    x_0: Tensor
+    weight: Tensor
+
+    def rows(self, index: Tensor) -> "Targets":
+        """The rows at ``index``."""
+        return Targets(self.condition[index], self.x_0[index], self.weight[index])
+
+    @classmethod
+    def joined(cls, parts: "list[Targets]") -> "Targets":
+        """All rows of all parts."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("condition", "x_0", "weight")))
 
 
 class DiffusionActor(ChunkSampler):
@@ -34,11 +53,23 @@ class DiffusionActor(ChunkSampler):
 
         condition: (B, To * Do); x_0: normalised chunks (B, Ta, Da).
         """
+        x_k, k, eps = self.noised(x_0)
+        return ((eps - self.predicted_noise(x_k, k, condition)) ** 2).flatten(1).mean(1)
+
+    def noised(self, x_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x_k (B, Ta, Da) of clean chunks x_0, the k (B,) that were drawn uniformly, and the noise eps (B, Ta, Da) in it."""
         k = torch.randint(self.learner.schedule.steps, (len(x_0),), generator=self._generator)
         eps = torch.randn(x_0.shape, generator=self._generator)
-        x_k = self.learner.schedule.add_noise(x_0, k, eps)
+        return self.learner.schedule.add_noise(x_0, k, eps), k, eps
+
+    def predicted_noise(self, x_k: Tensor, k: Tensor, condition: Tensor) -> Tensor:
+        """eps_theta(x_k, k, s), (B, Ta, Da), of the network that learns. x_k: (B, Ta, Da); k: (B,); condition: (B, To * Do)."""
         eps_theta: Tensor = self.learner.network(x_k, k, condition)
-        return ((eps - eps_theta) ** 2).flatten(1).mean(1)
+        return eps_theta
+
+    def cloning_loss(self, targets: Targets) -> Tensor:
+        """E w || eps - eps_theta(x_k, k, s) ||^2: weighted cloning of some rows."""
+        return (targets.weight * self.denoising_loss(targets.condition, targets.x_0)).mean()
 
     def step(self, loss: Tensor) -> Tensor:
         """One gradient step on ``loss``, and the average follows; returns the gradient's norm."""
@@ -49,6 +80,11 @@ class DiffusionActor(ChunkSampler):
         with torch.no_grad():  # or autograd would remember every step
             torch._foreach_lerp_(list(self.average.parameters()), list(self.learner.parameters()), 1.0 - self._ema_decay)
         return norm
+
+    def learner_sample(self, condition: Tensor) -> Tensor:
+        """A fresh normalised chunk of the network that learns in each state, (B, Ta, Da), with its gradient through all steps."""
+        noise = torch.randn((len(condition), 1, *self.noise_shape), generator=self._generator)
+        return self.chunks(self.learner.network, condition, noise)[:, 0]
 
     def tensors(self) -> dict[str, Tensor]:
         """State by name; the average as ``policy.*``, which is what evaluation and export read."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from otpr_policy.spec import Array, PolicySpec
 from otpr_trainer.diffusion import ReverseChain, ddim
+from otpr_trainer.networks.mlp import DiffusionMLP
 from otpr_trainer.policy import DiffusionPolicy
 
 DRAW_BATCH = 4096  # states per pass of the chain: more only costs memory
@@ -54,8 +55,11 @@ class ChunkSampler:
     @torch.no_grad()
     def sample(self, condition: Tensor, noise: Tensor) -> Tensor:
         """Normalised chunks, (B, S, Ta, Da). condition: (B, To * Do); noise: (B, S, *noise_shape)."""
-        network, count = self.policy.network, noise.shape[1]
-        context = network.condition_term(condition).repeat_interleave(count, 0)
+        return self.chunks(self.policy.network, condition, noise)
+
+    def chunks(self, network: DiffusionMLP, condition: Tensor, noise: Tensor) -> Tensor:
+        """What :meth:`sample` yields with another network, and with its gradient."""
+        context = network.condition_term(condition).repeat_interleave(noise.shape[1], 0)
         times = dict(zip(self.reverse.timesteps, network.time_term(torch.tensor(self.reverse.timesteps)), strict=True))
         chain = self.reverse.sample(lambda x_k, k: network.denoise(x_k, context + times[k]), noise.flatten(0, 1))
         return chain[-1].reshape(*noise.shape[:2], *chain[-1].shape[1:])

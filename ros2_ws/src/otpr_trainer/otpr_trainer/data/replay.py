@@ -67,6 +67,11 @@ class Transitions:
     def __len__(self) -> int:
         return len(self.state)
 
+    def backup(self, next_value: Tensor, observed_returns: bool) -> Tensor:
+        """What Q(s, a) is led to, (B,): r + gamma^k V(s'), with ``observed_returns`` at least the return seen. next_value: (B,)."""
+        target = self.reward + self.discount * next_value
+        return torch.maximum(target, self.observed_return) if observed_returns else target
+
     def rows(self, index: Tensor) -> "Transitions":
         """The rows at ``index``."""
         return Transitions(*(getattr(self, field.name)[index] for field in fields(self)))
