@@ -140,6 +140,18 @@ def test_an_episode_that_one_of_a_pair_has_lost_counts_for_neither(make, monkeyp
     assert learner._pairs[0][1:] == (only, only)
 
 
+def test_after_a_roll_back_directions_are_others(make):
+    learner = make()
+    state, found = learner.checkpoint(), []
+    for attempt in (0, 1, 1, 2):
+        learner.restore(state)
+        if attempt:
+            learner.diverted(attempt)
+        learner.update()
+        found.append(torch.stack([direction for direction, *_ in learner._pairs]))
+    assert torch.equal(found[1], found[2]) and not torch.equal(found[0], found[1]) and not torch.equal(found[2], found[3])
+
+
 def test_more_best_directions_than_directions_and_unknown_parameters_are_refused():
     with pytest.raises(RunError, match=r"best must be in 1\.\.2, the directions, got 3"):
         ars.Config(directions=2, best=3)
