@@ -40,6 +40,7 @@ def load(folder, text):
         ("lift2-ablation", 5, 12_000),
         ("lift5-shift", 3, 30_000),
         ("square20", 3, 100_000),
+        ("lift5-baselines", 5, 30_000),
     ],
 )
 def test_a_shipped_plan_is_valid_and_found_by_its_name(name, seeds, budget):
@@ -66,7 +67,7 @@ MISTAKES = {
     "demos: 2": [("demos: 0", "demos of lift must be at least 1, got 0")],
     "hard]": [("hart]", "unknown preset 'hart'; known: hard, nominal, shifted")],
     "algorithm: bc,": [
-        ("algorithm: bd,", "unknown algorithm 'bd'; known: bc, filtered_bc, idql, otpr"),
+        ("algorithm: bd,", "unknown algorithm 'bd'; known: bc, .*filtered_bc, .*idql, .*otpr"),
         ("algorithm: idql,", "idql fine-tunes a policy; a start starts from nothing"),
     ],
     "width: 16": [("width: 16.5", "setting width must be a int, got 16.5"), ("with: 16", "unknown setting 'with'; known: .*width")],

@@ -60,7 +60,7 @@ class ImplicitCritic:
     def q_loss(self, batch: Transitions, conditions: Tensor) -> Tensor:
         """E (r + gamma^k V(s') - Q_i(s, a))^2 (eq. 6), mean over the two critics."""
         with torch.no_grad():
-            y = batch.reward + batch.discount * self.value(conditions[batch.next_state])
+            y = batch.backup(self.value(conditions[batch.next_state]), observed_returns=False)
         logits = self.q.ensemble(conditions[batch.state], batch.chunk[:, : self.executed_length])
         return functional.mse_loss(torch.sigmoid(logits), y.expand_as(logits))
 

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from otpr_policy.errors import RunError
-from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.config import setting
 from otpr_trainer.data.replay import Transitions
-from otpr_trainer.finetune import Metrics, due
-from otpr_trainer.finetune_critic import CriticFineTuner, CriticSettings
+from otpr_trainer.finetune_critic import AlternatingFineTuner, CriticSettings
 from otpr_trainer.implicit import ImplicitCritic, critic_config
 from otpr_trainer.learner import Setup
 
@@ -35,44 +33,24 @@ class Config(CriticSettings):
             raise RunError(f"expectile must be in (0, 1), got {self.expectile}")
 
 
-class Learner(CriticFineTuner):
+class Learner(AlternatingFineTuner):
     """V, then Q, then the behaviour policy."""
 
     config: Config
-    phases = ("critic", "policy")
+    critic_metrics = ("q/loss", "v/loss", "q/gradient")
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
         self.config = config
         self.critic_config = critic_config(config).to_json()
-        self.implicit = ImplicitCritic(config, self.policy_config, config.expectile, setup.seed)
+        self.implicit = self.learnt = ImplicitCritic(config, self.policy_config, config.expectile, setup.seed)
         self.critic = self.implicit.q
 
-    def policy_loss(self, batch: Transitions) -> Tensor:
+    def critic_update(self, batch: Transitions) -> dict[str, Tensor | float]:
+        """One gradient step of V, then of Q."""
+        return self.implicit.update(batch, self.replay.condition, self.generator)
+
+    def policy_loss(self, rows: Tensor) -> Tensor:
         """E || eps - eps_theta(a_k, k, s) ||^2 over all that was seen."""
+        batch = self.replay.transitions.rows(rows)
         return self.actor.denoising_loss(self.replay.condition[batch.state], batch.chunk).mean()
-
-    def learn(self, before: int, after: int) -> dict[str, Tensor | float]:
-        """Critics, then policy; each as often as its rate says."""
-        metrics = Metrics("q/loss", "v/loss", "q/gradient", "policy/loss", "policy/gradient")
-        with self.timed("critic"):
-            for _ in range(self.critic_updates_due(before, after)):
-                metrics.add(self.implicit.update(self.critic_batch(), self.replay.condition, self.generator))
-        with self.timed("policy"):
-            for _ in range(due(self.config.actor_updates, before, after)):
-                loss = self.policy_loss(self.critic_batch())
-                metrics.add({"policy/loss": loss, "policy/gradient": self.actor.step(loss)})
-        return metrics.means()
-
-    def checkpoint(self) -> Checkpoint:
-        """See Learner."""
-        base = super().checkpoint()
-        return Checkpoint(base.step, base.tensors | self.implicit.tensors(), base.values)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """See Learner."""
-        super().restore(checkpoint)
-        try:
-            self.implicit.restore(checkpoint.tensors)
-        except (KeyError, RuntimeError) as error:
-            raise RunError(f"the checkpoint is of another critic: {error}") from error

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from otpr_policy.errors import RunError, unknown
 from otpr_trainer import transport
+from otpr_trainer.actor import Targets
 from otpr_trainer.arms import Arms
 from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.config import not_negative, positive, setting
@@ -136,6 +137,7 @@ class Learner(CriticFineTuner):
             self.coupling = Coupling(Weights(config.weights), config.support, self.policy_config.condition_size, chunk_size)
         rates = {"learning_rate": config.critic_learning_rate, "target_rate": config.target_rate}
         self.critic = self.implicit.q if self.implicit else ChunkCritic(ensemble, pessimism=config.pessimism, **rates)
+        self.learnt = self.implicit or self.critic
         if self.demonstrations < (wanted := self._keypoint_rows_per_batch()):
             print(
                 f"otpr: only {self.demonstrations} keypoints in the demonstrations, not {wanted} for a batch: smaller batches",
@@ -150,9 +152,7 @@ class Learner(CriticFineTuner):
         drawn = torch.randperm(self.config.cached_candidates, generator=self.generator)[:BACKUP_CANDIDATES]
         candidates = self.executed(self.replay.candidates[batch.next_state[:, None], drawn])
         next_values = self.critic.target_values(self.replay.condition[batch.next_state], candidates, self.generator)
-        y = batch.reward + batch.discount * next_values.mean(1)
-        if self.config.observed_returns:
-            y = torch.maximum(y, batch.observed_return)
+        y = batch.backup(next_values.mean(1), self.config.observed_returns)
         return self.critic.loss(self.replay.condition[batch.state], self.executed(batch.chunk), y)
 
     def critic_update(self, batch: Transitions) -> dict[str, Tensor | float]:
@@ -169,7 +169,7 @@ class Learner(CriticFineTuner):
         """C = -Q, at the ensemble's lower bound. values: (E, n, m)."""
         return -self.critic.lower_bound(values)
 
-    def block(self) -> "Targets":
+    def block(self) -> Targets:
         """One transport problem: some states, the chunks of the pool, and what each state is to imitate of them."""
         rows = self.replay.transitions.rows(self._block_rows())
         condition = self.replay.condition[rows.state]
@@ -192,14 +192,14 @@ class Learner(CriticFineTuner):
         x_0 = chunks[torch.arange(len(chunks))[:, None], columns]
         return Targets(condition.repeat_interleave(draws, 0), x_0.flatten(0, 1), weight.flatten())
 
-    def keypoints(self, count: int) -> "Targets":
+    def keypoints(self, count: int) -> Targets:
         """States of experts with their own chunks: what the mask leaves of their rows and columns."""
         rows = self.replay.transitions.rows(self._keypoint_rows(count))
         return Targets(self.replay.condition[rows.state], rows.chunk, torch.ones(count))
 
-    def policy_loss(self, targets: "Targets") -> Tensor:
+    def policy_loss(self, targets: Targets) -> Tensor:
         """E H(s, a) || eps - eps_theta(a_k, k, s) ||^2; H is in the draw or in the weight (docs/otpr.md)."""
-        return (targets.weight * self.actor.denoising_loss(targets.condition, targets.x_0)).mean()
+        return self.actor.cloning_loss(targets)
 
     def compatibility(self, cost: Tensor, condition: Tensor | None = None, chunks: Tensor | None = None) -> Tensor:
         """H (n, m) of a cost (n, m) between conditions (n, To * Do) and flat chunks (m, Ta * Da), see :class:`Coupling`."""
@@ -225,7 +225,7 @@ class Learner(CriticFineTuner):
         config = self.config
         metrics = Metrics("critic/loss", "critic/gradient", "policy/loss", "policy/gradient")
         with self.timed("critic"):
-            for _ in range(self.critic_updates_due(before, after)):
+            for _ in range(config.critic_updates_due(before, after)):
                 metrics.add(self.critic_update(self.critic_batch()))
         with self.timed("refresh"):
             states = self.integers(self.replay.states, due(config.refresh, before, after))
@@ -238,7 +238,7 @@ class Learner(CriticFineTuner):
                 metrics.add({"policy/loss": loss, "policy/gradient": self.actor.step(loss)})
         return metrics.means() | self.arms.metrics() | {"transport/open": float(transporting)} | self.coupling.health
 
-    def _policy_batches(self, count: int, transporting: bool) -> Iterator["Targets"]:
+    def _policy_batches(self, count: int, transporting: bool) -> Iterator[Targets]:
         """Keypoints, and the rest of each batch from transport problems, shuffled together."""
         size = self.config.batch_size
         keypoints = size if not transporting else self._keypoint_rows_per_batch()
@@ -260,22 +260,16 @@ class Learner(CriticFineTuner):
         """See Learner."""
         base = super().checkpoint()
         values = base.values | {"arms": self.arms.to_json(), "coupling": self.coupling.values()}
-        return Checkpoint(base.step, base.tensors | self._learnt_critic.tensors() | self.coupling.tensors(), values)
+        return Checkpoint(base.step, base.tensors | self.coupling.tensors(), values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """See Learner."""
         super().restore(checkpoint)
         try:
-            self._learnt_critic.restore(checkpoint.tensors)
             self.coupling.restore(checkpoint.tensors, checkpoint.values["coupling"])
             self.arms = Arms(checkpoint.values["arms"])
         except (KeyError, RuntimeError) as error:
-            raise RunError(f"the checkpoint is of another critic: {error}") from error
-
-    @property
-    def _learnt_critic(self) -> ChunkCritic | ImplicitCritic:
-        """What holds all of the critic's state."""
-        return self.implicit or self.critic
+            raise RunError(f"the checkpoint is of another algorithm: {error}") from error
 
     # Drawing rows
 
@@ -325,21 +319,3 @@ class Learner(CriticFineTuner):
         advantage = self.critic.lower_bound(values - values.mean(2, keepdim=True))
         gain = advantage.amax(1).clamp(min=0.0) + 1e-6
         return rows[torch.multinomial(gain, count, replacement=True, generator=self.generator)]
-
-
-@dataclass(frozen=True, eq=False)
-class Targets:
-    """Rows to imitate: ``condition`` (R, To * Do), clean normalised chunks ``x_0`` (R, Ta, Da), ``weight`` (R,)."""
-
-    condition: Tensor
-    x_0: Tensor
-    weight: Tensor
-
-    def rows(self, index: Tensor) -> "Targets":
-        """The rows at ``index``."""
-        return Targets(self.condition[index], self.x_0[index], self.weight[index])
-
-    @classmethod
-    def joined(cls, parts: "list[Targets]") -> "Targets":
-        """All rows of all parts."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("condition", "x_0", "weight")))
