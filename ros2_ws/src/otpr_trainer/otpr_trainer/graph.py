@@ -19,6 +19,7 @@ from otpr_trainer.bridge_sources import ArtifactSource
 from otpr_trainer.diffusion import NOISE_CLIP
 from otpr_trainer.graft import SOURCE_CHUNK, graft
 from otpr_trainer.networks.critic import EnsembleCritic
+from otpr_trainer.networks.mlp import ChunkNetwork, DiffusionMLP
 from otpr_trainer.policy import TorchPolicy
 from otpr_trainer.selection import SelectingPolicy, pessimistic_value
 
@@ -50,8 +51,10 @@ class PolicyGraph(nn.Module):
         self.critic: CriticGraph | None = None
         if isinstance(policy, SelectingPolicy) and policy.candidates > 1:
             self.critic = CriticGraph(policy.critic, policy.pessimism)
+        self.networks = [self.policy.network_at(k) for k in self.reverse.timesteps]
         with torch.no_grad():
-            self.register_buffer("time_terms", self.policy.network.time_term(torch.tensor(self.reverse.timesteps)))
+            terms = [network.time_term(torch.tensor([k])) for network, k in zip(self.networks, self.reverse.timesteps, strict=True)]
+            self.register_buffer("time_terms", torch.cat(terms))
 
     @property
     def input_names(self) -> list[str]:
@@ -82,20 +85,20 @@ class PolicyGraph(nn.Module):
     def _chains(self, condition: Tensor, start: Tensor, draws: Tensor) -> list[Tensor]:
         """Normalised chunks of each denoising step, start first, K + 1 tensors (S, Ta, Da)."""
         reverse = self.reverse
-        condition_term = self.policy.network.condition_term(condition)
+        condition_terms = {network: network.condition_term(condition) for network in dict.fromkeys(self.networks)}
         chain, used = [start], self.policy.start_draws
-        for step in range(reverse.steps):
-            eps = self._denoise(chain[-1], condition_term + self.time_terms[step])
+        for step, network in enumerate(self.networks):
+            eps = self._denoise(network, chain[-1], condition_terms[network] + self.time_terms[step])
             x = reverse.mean(step, chain[-1], eps)
             if reverse.std[step] > 0.0:
                 x = x + float(reverse.std[step]) * draws[:, used].clamp(-NOISE_CLIP, NOISE_CLIP)
                 used += 1
             chain.append(x)
+        chain[-1] = self.policy.finish(condition, chain[-1])
         return chain
 
-    def _denoise(self, x_k: Tensor, context: Tensor) -> Tensor:
-        network = self.policy.network
-        if self.candidates == 1:
+    def _denoise(self, network: ChunkNetwork, x_k: Tensor, context: Tensor) -> Tensor:
+        if self.candidates == 1 or not isinstance(network, DiffusionMLP):
             return network.denoise(x_k, context)
         x = network.from_chunk(x_k.flatten(1)) + context
         for layer in network.trunk:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policies as torch computes them: normaliser, network, and the chain that makes an action chunk.
 
-There are two kinds: a diffusion, whose chain starts from noise, and a bridge (bridge.py), whose chain starts from a source's chunk.
+There are three kinds: a diffusion, whose chain starts from noise; a bridge (bridge.py), whose chain starts from a source's chunk; and
+policies with a Gaussian (gaussian_policy.py), instead of a diffusion or beside one.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -19,8 +21,9 @@ from otpr_policy.spec import Array, PolicySpec
 from otpr_trainer import interpolant
 from otpr_trainer.bridge_sources import SourceConfig
 from otpr_trainer.diffusion import SAMPLERS, Chain, cosine_schedule, reverse_chain
+from otpr_trainer.gaussian import GaussianConfig, Role, one_pass
 from otpr_trainer.interpolant import Interpolant
-from otpr_trainer.networks.mlp import DiffusionMLP
+from otpr_trainer.networks.mlp import ChunkNetwork, DiffusionMLP
 from otpr_trainer.normalization import AffineLayer, AffineMap
 
 POSITION_UNIT = "m"
@@ -45,7 +48,9 @@ class PolicyConfig:
     """What a policy must be built from before its weights can be loaded.
 
     ``relative_positions``: the network is also shown the difference of every two positions among the observation's fields.
+    ``frozen_from``: training steps from it up are denoised by a second network, which fine-tuning left as it was; None without one.
     ``bridge``: of a policy of an interpolant; None for a diffusion.
+    ``gaussian``: of a policy with a Gaussian; where that is the policy itself, the sizes here mean nothing.
     """
 
     spec: PolicySpec
@@ -54,11 +59,26 @@ class PolicyConfig:
     depth: int
     time_size: int
     relative_positions: bool = False
+    frozen_from: int | None = None
     bridge: BridgeConfig | None = None
+    gaussian: GaussianConfig | None = None
+
+    @property
+    def own_chain(self) -> Chain | None:
+        """The only chain that the policy acts with; None where any of its samplers will do."""
+        role = None if self.gaussian is None else self.gaussian.role
+        if role is Role.POLICY:
+            return one_pass()
+        if role is Role.NOISE:
+            assert self.gaussian is not None
+            return reverse_chain(cosine_schedule(self.train_steps), "ddim", self.gaussian.steps, eta=0.0)
+        return None
 
     @property
     def samplers(self) -> tuple[str, ...]:
         """Names of the samplers; the first takes all steps of training if not told otherwise, the last is the one for few steps."""
+        if self.own_chain is not None:
+            return (self.own_chain.sampler,)
         return ("ddpm", "ddim") if self.bridge is None else (interpolant.SAMPLER,)
 
     def chain(self, sampler: str | None = None, steps: int | None = None, eta: float = 0.0) -> Chain:
@@ -67,6 +87,14 @@ class PolicyConfig:
         Raises:
             RunError: the policy has no such sampler, or steps or eta are out of range.
         """
+        own = self.own_chain
+        if own is not None:
+            if (sampler or own.sampler, own.steps if steps is None else steps, eta) != (own.sampler, own.steps, own.eta):
+                raise RunError(
+                    f"this policy acts with a chain of its own, which it learnt for: {own.sampler}, {own.steps} step(s), eta {own.eta:g}; "
+                    f"leave out --sampler, --steps and --eta"
+                )
+            return own
         name = self.samplers[0] if sampler is None else sampler
         if self.bridge is None:
             return reverse_chain(cosine_schedule(self.train_steps), name, steps, eta)
@@ -93,7 +121,9 @@ class PolicyConfig:
         """Plain data for a run's config.json."""
         sizes = {"train_steps": self.train_steps, "width": self.width, "depth": self.depth, "time_size": self.time_size}
         bridge = None if self.bridge is None else asdict(self.bridge)
-        return {"spec": self.spec.to_json(), **sizes, "relative_positions": self.relative_positions, "bridge": bridge}
+        gaussian = None if self.gaussian is None else self.gaussian.to_json()
+        kind = {"frozen_from": self.frozen_from, "bridge": bridge, "gaussian": gaussian}
+        return {"spec": self.spec.to_json(), **sizes, "relative_positions": self.relative_positions, **kind}
 
     @classmethod
     def from_json(cls, data: Any) -> "PolicyConfig":
@@ -101,8 +131,11 @@ class PolicyConfig:
         try:
             sizes = {key: int(data[key]) for key in ("train_steps", "width", "depth", "time_size")}
             relative = bool(data.get("relative_positions", False))  # runs from before it do without
-            bridge = None if data.get("bridge") is None else BridgeConfig.from_json(data["bridge"])  # likewise
-            return cls(PolicySpec.from_json(data["spec"]), **sizes, relative_positions=relative, bridge=bridge)
+            frozen_from = None if data.get("frozen_from") is None else int(data["frozen_from"])  # likewise, and the two below
+            bridge = None if data.get("bridge") is None else BridgeConfig.from_json(data["bridge"])
+            gaussian = None if data.get("gaussian") is None else GaussianConfig.from_json(data["gaussian"])
+            spec = PolicySpec.from_json(data["spec"])
+            return cls(spec, **sizes, relative_positions=relative, frozen_from=frozen_from, bridge=bridge, gaussian=gaussian)
         except (KeyError, TypeError, ValueError, SpecError) as error:
             raise RunError(f"the run's policy description is not readable: {error}") from error
 
@@ -124,8 +157,13 @@ class ChainPolicy(nn.Module, ABC):
         self.config = config
         self.observation = AffineLayer(observation or _identity(spec.observation.size))
         self.action = AffineLayer(action or _identity(spec.action.size))
+        self.network = self.make_network(heads)
+
+    def make_network(self, heads: int | None) -> ChunkNetwork:
+        """What the chain asks at each step, with random weights. heads: see :class:`DiffusionMLP`."""
+        spec, config = self.config.spec, self.config
         chunk_shape = (spec.chunk_length, spec.action.size)
-        self.network = DiffusionMLP(chunk_shape, config.condition_size, config.width, config.depth, config.time_size, heads)
+        return DiffusionMLP(chunk_shape, config.condition_size, config.width, config.depth, config.time_size, heads)
 
     @property
     @abstractmethod
@@ -144,6 +182,10 @@ class ChainPolicy(nn.Module, ABC):
         observation: (B, To, Do) in physical units; condition: (B, condition_size); noise: (B, start_draws, Ta, Da); previous: what the
         last inference yielded, (B, Ta, Da) in physical units, NaN in rows without one; None for none.
         """
+
+    def finish(self, condition: Tensor, chunk: Tensor) -> Tensor:
+        """What is made of the chunk (B, Ta, Da), normalised, that the chain ends with; nothing, unless a subclass says otherwise."""
+        return chunk
 
     def noise_count(self, chain: Chain) -> int:
         """Normal draws (Ta, Da) of one sample, at least 1: a graph has a noise input even if nothing is drawn."""
@@ -171,13 +213,22 @@ class ChainPolicy(nn.Module, ABC):
         """
         condition = self.condition(observation)
         first = self.start_draws
+        start = self.start(observation, condition, noise[:, :first], previous)
+        return self.from_start(condition, start, noise[:, first : first + reverse.step_draws(std_floor)], reverse, std_floor)
+
+    def network_at(self, time: float) -> ChunkNetwork:
+        """The network that is asked at a time of the chain."""
+        return self.network
+
+    def from_start(self, condition: Tensor, start: Tensor, noise: Tensor, reverse: Chain, std_floor: float = 0.0) -> list[Tensor]:
+        """:meth:`chain` for conditions (B, condition_size) and chunks to start from (B, Ta, Da). noise: of the steps."""
 
         def predict(x: Tensor, time: float) -> Tensor:
-            prediction: Tensor = self.network(x, torch.full((len(x),), time, device=x.device), condition)
+            prediction: Tensor = self.network_at(time)(x, torch.full((len(x),), time, device=x.device), condition)
             return prediction
 
-        start = self.start(observation, condition, noise[:, :first], previous)
-        return reverse.run(predict, start, noise[:, first : first + reverse.step_draws(std_floor)], std_floor)
+        *before, last = reverse.run(predict, start, noise, std_floor)
+        return [*before, self.finish(condition, last)]
 
     def physical_action(self, chunk: Tensor) -> Tensor:
         """A normalised chunk (B, Ta, Da) to physical units, within the action's bounds."""
@@ -191,11 +242,38 @@ class DiffusionPolicy(ChainPolicy):
 
     source_label = "gaussian"
     start_draws = 1
+    network: DiffusionMLP
 
     def __init__(self, config: PolicyConfig, observation: AffineMap | None = None, action: AffineMap | None = None) -> None:
         """See ChainPolicy."""
         super().__init__(config, observation, action)
         self.schedule = cosine_schedule(config.train_steps)
+        self.frozen = None if config.frozen_from is None else self.make_network(None).requires_grad_(False)
+
+    def make_network(self, heads: int | None) -> DiffusionMLP:
+        """The noise-predicting network."""
+        network = super().make_network(heads)
+        assert isinstance(network, DiffusionMLP)
+        return network
+
+    def network_at(self, time: float) -> DiffusionMLP:
+        """The network that denoises a training step."""
+        frozen_from = self.config.frozen_from
+        if self.frozen is None or frozen_from is None or time < frozen_from:
+            return self.network
+        return self.frozen
+
+    def freezing(self, k: int) -> "DiffusionPolicy":
+        """A copy of a policy with one network that denoises training steps from ``k`` up with a second, frozen copy of it."""
+        assert self.frozen is None
+        policy = copy.deepcopy(self)
+        policy.config = replace(self.config, frozen_from=k)
+        policy.frozen = copy.deepcopy(self.network).requires_grad_(False)
+        return policy
+
+    def denoise(self, condition: Tensor, noise: Tensor, reverse: Chain, std_floor: float = 0.0) -> list[Tensor]:
+        """:meth:`chain` for conditions (B, condition_size)."""
+        return self.from_start(condition, noise[:, 0], noise[:, 1:], reverse, std_floor)
 
     def start(self, observation: Tensor, condition: Tensor, noise: Tensor, previous: Tensor | None) -> Tensor:
         """Noise."""

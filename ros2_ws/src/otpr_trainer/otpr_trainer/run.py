@@ -20,6 +20,7 @@ from otpr_policy.files import write_text
 from otpr_trainer import checkpoint
 from otpr_trainer.bridge import BridgePolicy
 from otpr_trainer.checkpoint import Checkpoint
+from otpr_trainer.gaussian_policy import build_gaussian_policy
 from otpr_trainer.networks.critic import EnsembleCritic
 from otpr_trainer.policy import ChainPolicy, DiffusionPolicy, PolicyConfig
 from otpr_trainer.selection import CriticConfig
@@ -109,13 +110,19 @@ class Run:
 
 
 def build_policy(config: PolicyConfig, tensors: dict[str, Any]) -> ChainPolicy:
-    """A policy of either kind with its weights. Raises RunError when they are of another network."""
-    policy = DiffusionPolicy(config) if config.bridge is None else BridgePolicy(config)
+    """A policy of any kind with its weights. Raises RunError when they are of another network."""
+    policy = _random_policy(config)
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
         raise RunError(f"the weights do not fit the policy that config.json describes: {error}") from error
     return policy.eval()
+
+
+def _random_policy(config: PolicyConfig) -> ChainPolicy:
+    if config.gaussian is not None:
+        return build_gaussian_policy(config)
+    return DiffusionPolicy(config) if config.bridge is None else BridgePolicy(config)
 
 
 def build_critic(config: CriticConfig, policy: PolicyConfig, tensors: dict[str, Any]) -> EnsembleCritic:

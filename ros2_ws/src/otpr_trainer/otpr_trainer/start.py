@@ -25,12 +25,18 @@ def open_start(directory: Path, task: str, demos: Header, config: Any) -> Diffus
 
     Raises:
         RunError: not a run, no checkpoint, another task, fields or control rate, lengths other than those that the settings ask for, or
-            no diffusion: fine-tuning works on its chain.
+            no diffusion alone: fine-tuning works on the chain of one network.
     """
     run = runs.load(directory)
     if run.config.task != task:
         raise RunError(f"--init {directory} is a run of task {run.config.task!r}, not {task!r}")
-    spec = PolicyConfig.from_json(run.config.policy).spec
+    start = PolicyConfig.from_json(run.config.policy)
+    spec = start.spec
+    if start.frozen_from is not None:
+        raise RunError(
+            f"--init {directory} has a network of its own for the first denoising steps, frozen by {run.config.algorithm}; "
+            f"fine-tuning starts from policies of one network, such as those of bc"
+        )
     for side, ours, theirs in (("observation", spec.observation, demos.observation), ("action", spec.action, demos.action)):
         if signature(ours) != signature(theirs):
             raise RunError(f"--init {directory} has the {side} {signature(ours)}; the demonstrations have {signature(theirs)}")
@@ -45,7 +51,13 @@ def open_start(directory: Path, task: str, demos: Header, config: Any) -> Diffus
 
 def _diffusion(policy: ChainPolicy, where: str) -> DiffusionPolicy:
     if not isinstance(policy, DiffusionPolicy):
-        raise RunError(f"{where} is an interpolant's policy; fine-tuning needs a diffusion's chain, as 'otpr train bc' clones one")
+        kind = "a Gaussian" if policy.config.gaussian is not None else "an interpolant's"
+        raise RunError(f"{where} is {kind} policy; fine-tuning needs a diffusion's chain, as 'otpr train bc' clones one")
+    if policy.config.gaussian is not None:
+        raise RunError(
+            f"{where} has an actor beside its diffusion, which others would ignore; fine-tuning needs a diffusion alone, as 'otpr train "
+            f"bc' clones one"
+        )
     return policy
 
 

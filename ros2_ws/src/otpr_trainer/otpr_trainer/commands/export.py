@@ -23,7 +23,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--sampler", help="of a diffusion: ddim (any number of steps, the default) or ddpm (all steps); of an interpolant: bridge"
     )
     parser.add_argument("--steps", type=int, help=f"denoising steps in the file (default: {DEFAULT_STEPS}, all for ddpm)")
-    parser.add_argument("--eta", type=float, default=DEFAULT_ETA, help="of ddim and bridge: share of noise, 0 (deterministic) to 1")
+    parser.add_argument("--eta", type=float, help=f"of ddim and bridge: share of noise, 0 (deterministic) to 1 (default: {DEFAULT_ETA:g})")
     parser.add_argument("--candidates", type=int, default=1, metavar="S", help=CANDIDATES_HELP)
     parser.add_argument("--episodes", type=int, default=50, help="paired episodes of torch and file")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of these episodes")
@@ -37,16 +37,19 @@ def _run(arguments: Namespace) -> int:
     from otpr_trainer.export import export
 
     run = runs.load(arguments.run)
-    few = run.base_config.samplers[-1]
-    sampler, steps = arguments.sampler or few, arguments.steps
-    if steps is None and sampler == few:
-        steps = min(DEFAULT_STEPS, run.base_config.train_steps)
+    config = run.base_config
+    few = config.samplers[-1]
+    sampler, steps, eta = arguments.sampler or few, arguments.steps, arguments.eta
+    if steps is None and sampler == few and config.own_chain is None:
+        steps = min(DEFAULT_STEPS, config.train_steps)
+    if eta is None:
+        eta = DEFAULT_ETA if config.own_chain is None else config.own_chain.eta
     policy = export(
         run,
         arguments.out,
         sampler=sampler,
         steps=steps,
-        eta=arguments.eta,
+        eta=eta,
         episodes=arguments.episodes,
         seed=arguments.seed,
         workers=arguments.workers,

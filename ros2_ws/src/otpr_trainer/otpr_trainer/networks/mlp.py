@@ -2,12 +2,33 @@
 """The noise-predicting MLP for low-dimensional observations (after DPPO's DiffusionMLP, arXiv 2409.00588 app. D)."""
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 
-class DiffusionMLP(nn.Module):
+class ChunkNetwork(nn.Module, ABC):
+    """What a chain asks at each step: a network of a chunk, a time and a condition, whose first layer is a sum of their terms."""
+
+    def forward(self, x_k: Tensor, k: Tensor, condition: Tensor) -> Tensor:
+        """The prediction, of a chunk's shape. x_k: (B, Ta, Da); k: (B,) numbers; condition: (B, condition_size)."""
+        return self.denoise(x_k, self.condition_term(condition) + self.time_term(k))
+
+    @abstractmethod
+    def condition_term(self, condition: Tensor) -> Tensor:
+        """The condition's share of the first layer, (B, width)."""
+
+    @abstractmethod
+    def time_term(self, k: Tensor) -> Tensor:
+        """The denoising step's share of the first layer, (B, width)."""
+
+    @abstractmethod
+    def denoise(self, x_k: Tensor, context: Tensor) -> Tensor:
+        """What :meth:`forward` yields, from the sum of the other two terms, ``context`` (B, width)."""
+
+
+class DiffusionMLP(ChunkNetwork):
     """eps(x_k, k, condition): noisy chunk, time embedding and condition into one stack of equal Mish layers.
 
     The first layer is a sum of three linear maps, which equals one map of the concatenation. Kept apart, the condition's term is
@@ -35,10 +56,6 @@ class DiffusionMLP(nn.Module):
         self.from_condition = nn.Linear(condition_size, width, bias=False)
         hidden = [layer for _ in range(depth - 1) for layer in (nn.Linear(width, width), nn.Mish())]
         self.trunk = nn.Sequential(nn.Mish(), *hidden, nn.Linear(width, math.prod(self.output_shape)))
-
-    def forward(self, x_k: Tensor, k: Tensor, condition: Tensor) -> Tensor:
-        """Predicted noise (B, Ta, Da), or (B, H, Ta, Da). x_k: (B, Ta, Da); k: (B,) numbers; condition: (B, condition_size)."""
-        return self.denoise(x_k, self.condition_term(condition) + self.time_term(k))
 
     def condition_term(self, condition: Tensor) -> Tensor:
         """The condition's share of the first layer, (B, width)."""
