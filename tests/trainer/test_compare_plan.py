@@ -39,7 +39,7 @@ def load(folder, text):
         ("lift5-100k", 5, 100_000),
         ("can5", 3, 100_000),
         ("quick", 2, 10_000),
-        ("lift5-ablation", 5, 12_000),
+        ("lift2-ablation", 5, 12_000),
         ("lift5-shift", 3, 30_000),
         ("square20", 3, 100_000),
         ("lift5-baselines", 5, 30_000),

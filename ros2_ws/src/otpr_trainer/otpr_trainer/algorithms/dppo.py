@@ -36,7 +36,16 @@ from otpr_trainer.value import StateCritic
 
 NAME = "dppo"
 NEEDS_INIT = True
-PAPER = {"steps": 4_300_000, "envs": 50, "episodes": 750, "sampler": "ddpm", "finetuned_steps": 10, "gamma": 0.999, "batch_size": 7500}
+PAPER = {
+    "steps": 4_300_000,
+    "envs": 50,
+    "episodes": 750,
+    "sampler": "ddpm",
+    "finetuned_steps": 10,
+    "gamma": 0.999,
+    "batch_size": 7500,
+    "actor_learning_rate": 1e-4,
+}
 VARIANTS = {"paper": PAPER}
 """``paper``: Lift from state. 15 000 chunks a round are here 750 episodes of at most 20 chunks."""
 
@@ -63,7 +72,7 @@ class Config(PlaySettings):
     normalize_advantages: bool = setting(True, "advantages of a batch with mean 0 and standard deviation 1")
     epochs: int = setting(10, "passes over a round")
     batch_size: int = setting(500, "denoising steps per gradient step, of all chunks of a round times K'")
-    actor_learning_rate: float = setting(1e-4, "AdamW's, of the policy")
+    actor_learning_rate: float = setting(5e-5, "AdamW's, of the policy; the paper's for DDIM on Lift")
     critic_learning_rate: float = setting(1e-3, "AdamW's, of V")
     critic_width: int = setting(256, "units per hidden layer of V")
     critic_depth: int = setting(2, "hidden layers of V")
