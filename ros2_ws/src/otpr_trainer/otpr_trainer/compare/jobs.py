@@ -18,6 +18,7 @@ class Kind(Enum):
     COLLECT = "collect"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    EXPORT = "export"  # of no plan yet, but of benchmarks/bridger.py
 
 
 @dataclass(frozen=True)

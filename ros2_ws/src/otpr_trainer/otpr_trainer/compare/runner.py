@@ -175,4 +175,4 @@ def _outcome(job: Job, result: dict[str, object]) -> str:
         return f"{result.get('successes')}/{result.get('episodes')} succeeded"
     if job.kind is Kind.TRAIN:
         return f"trained, {result.get('step')} {result.get('unit')}"
-    return f"{result.get('kept')} episodes kept"
+    return "exported" if job.kind is Kind.EXPORT else f"{result.get('kept')} episodes kept"

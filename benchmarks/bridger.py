@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BRIDGER's table: success after k steps, by source, form and number of demonstrations, against DDIM from Gaussian noise at the same k.
+
+All policies have networks of one size and see the same demonstrations and scenes. k = 0 is the source alone; DDIM has none. The source
+`artifact` is the same cloned diffusion as a policy file of one DDIM step, whose own inference is to be added to k.
+
+Run `make bench-bridger`, or `python benchmarks/bridger.py --out runs/bridger --seeds 0 --demos 5`. Each cell is a few `otpr` commands;
+what is done is not repeated, so the same command goes on after an interruption, and takes in more seeds, demonstrations or steps. It
+writes table.md and table.json; --report-only writes them of what is done.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from otpr_policy.errors import OtprError
+from otpr_policy.files import write_text
+from otpr_trainer.bridge_sources import KINDS
+from otpr_trainer.compare.jobs import PLACE, Job, Kind
+from otpr_trainer.compare.records import Records, locked, machine
+from otpr_trainer.compare.runner import Runner
+from otpr_trainer.interpolant import FORMS
+
+DDIM = "ddim"
+ITERATIONS = 6000
+SOURCE_ITERATIONS = 3000
+FILE = "source.onnx"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the table is of. ``steps``: k; ``eta``: of DDIM and bridge alike."""
+
+    task: str
+    demos: tuple[int, ...]
+    seeds: tuple[int, ...]
+    sources: tuple[str, ...]
+    forms: tuple[str, ...]
+    steps: tuple[int, ...]
+    episodes: int
+    seed: int
+    eta: float
+
+    @property
+    def policies(self) -> list[tuple[str, str]]:
+        """Source and form of each row; DDIM's row is ("ddim", "")."""
+        return [(DDIM, ""), *((source, form) for source in self.sources for form in self.forms)]
+
+    def jobs(self) -> tuple[Job, ...]:
+        """All jobs, each after those that it needs; a whole seed after the other."""
+        return tuple(job for seed in self.seeds for demos in self.demos for job in self._of(demos, seed))
+
+    def _of(self, demos: int, seed: int) -> list[Job]:
+        label = f"{self.task}-{demos}"
+        folder = f"{label}/demos/{seed}"
+        place = ["--task", self.task, "--demos", f"{PLACE}/{folder}"]
+        collect = ["demos", "collect", "--task", self.task, "--episodes", str(demos), "--seed", str(seed), "--out", f"{PLACE}/{folder}"]
+        found = [job(Kind.COLLECT, label, "demos", seed, collect, (), f"{folder}/demos.json", 5 + 0.3 * demos)]
+        for source, form in self.policies:
+            method, needs = f"{source}-{form}".rstrip("-"), [found[0].name]
+            run = f"{label}/{method}/{seed}"
+            words = ["train", "bc", *place] if source == DDIM else ["train", "bridger", *place, "--source", source, "--form", form]
+            if source == "artifact":
+                words += ["--source-artifact", f"{PLACE}/{label}/{DDIM}/{seed}/{FILE}"]
+                needs.append(f"{label}/{DDIM}/{seed}/{Kind.EXPORT.value}")
+            words += ["--iterations", str(ITERATIONS), "--out", f"{PLACE}/{run}", "--seed", str(seed)]
+            budget = ITERATIONS + (SOURCE_ITERATIONS if source == "cvae" else 0)
+            trained = job(Kind.TRAIN, label, method, seed, words, tuple(needs), f"{run}/config.json", 0.012 * budget, budget=budget)
+            found.append(trained)
+            if source == DDIM and "artifact" in self.sources:
+                words = ["export", f"{PLACE}/{run}", "--out", f"{PLACE}/{run}/{FILE}", "--steps", "1", "--episodes", "10", "--overwrite"]
+                found.append(job(Kind.EXPORT, label, method, seed, words, (trained.name,), "", 20.0))
+            found += [self._judge(trained, k) for k in self.steps if k or source != DDIM]
+        return found
+
+    def _judge(self, trained: Job, k: int) -> Job:
+        sampler = DDIM if trained.method == DDIM else "bridge"
+        words = ["eval", f"{PLACE}/{trained.run}", "--task", self.task, "--episodes", str(self.episodes), "--seed", str(self.seed)]
+        words += ["--sampler", sampler, "--steps", str(k), "--eta", f"{self.eta:g}"]
+        guess_s = 10 + self.episodes * (0.1 + 0.01 * k)
+        return job(Kind.EVALUATE, trained.task, trained.method, trained.seed, words, (trained.name,), "", guess_s, preset=f"k{k}")
+
+    def success(self, records: Records) -> dict[str, dict[int, list[float]]]:
+        """Success rates by row and k, one for each seed that is done."""
+        found: dict[str, dict[int, list[float]]] = {}
+        for one in self.jobs():
+            record = records.done(one) if one.kind is Kind.EVALUATE else None
+            if record is not None:
+                cells = found.setdefault(f"{one.task}/{one.method}", {})
+                cells.setdefault(int(one.preset[1:]), []).append(float(record.result["success_rate"]))
+        return found
+
+
+def job(
+    kind: Kind, task: str, method: str, seed: int, words: list[str], needs: tuple[str, ...], output: str, guess_s: float, **more
+) -> Job:
+    """One command, on one core, that prints JSON."""
+    return Job(kind, task, method, seed, (*words, "--workers", "1", "--json"), needs, output, guess_s, candidates=1, **more)
+
+
+def markdown(table: Table, success: dict[str, dict[int, list[float]]]) -> str:
+    """The table: mean over seeds, and each seed's own behind it where there are several."""
+    lines = [
+        f"# Success on {table.task} after k steps",
+        "",
+        f"Seeds {', '.join(map(str, table.seeds))}; {table.episodes} episodes of seed {table.seed} each; eta {table.eta:g}; "
+        f"{ITERATIONS} gradient steps (and {SOURCE_ITERATIONS} on the autoencoder of cvae). k = 0 is the source alone.",
+        "",
+        "| demonstrations | policy | " + " | ".join(f"k = {k}" for k in table.steps) + " |",
+        "|---|---|" + "---|" * len(table.steps),
+    ]
+    for demos in table.demos:
+        for source, form in table.policies:
+            row = success.get(f"{table.task}-{demos}/{source}-{form}".rstrip("-"), {})
+            name = "DDIM from noise" if source == DDIM else f"{source}, {form}"
+            lines.append(f"| {demos} | {name} | " + " | ".join(_cell(row.get(k, [])) for k in table.steps) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(rates: list[float]) -> str:
+    if not rates:
+        return "–"
+    mean = f"{sum(rates) / len(rates):.2f}"
+    return mean if len(rates) == 1 else f"{mean} ({' '.join(f'{rate:.2f}' for rate in rates)})"
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory; goes on with what is there")
+    parser.add_argument("--task", default="lift")
+    parser.add_argument("--demos", type=int, nargs="+", default=[5, 20, 100])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of demonstrations and training")
+    parser.add_argument("--sources", nargs="+", choices=sorted(KINDS), default=["gaussian", "cvae", "heuristic", "previous", "artifact"])
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=["linear", "power3"])
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 1, 2, 5, 20], help="k")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--eval-seed", type=int, default=10_000)
+    parser.add_argument("--eta", type=float, default=1.0, help="share of noise in sampling, of DDIM and of the bridges")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one core each")
+    parser.add_argument("--report-only", action="store_true", help="run nothing; write the table of what is done")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    """Runs what is not done, then writes the table."""
+    given = parse()
+    lists = (tuple(given.demos), tuple(given.seeds), tuple(given.sources), tuple(given.forms), tuple(given.steps))
+    table = Table(given.task, *lists, given.episodes, given.eval_seed, given.eta)
+    records, finished = Records(given.out), True
+    try:
+        if not given.report_only:
+            with locked(given.out):
+                finished = Runner("bridger", table.jobs(), records, given.jobs).run()
+        success = table.success(records)
+        write_text(given.out / "table.md", markdown(table, success))
+        write_text(given.out / "table.json", json.dumps({"success": success, "machine": machine()}, indent=2) + "\n")
+    except OtprError as error:
+        print(f"bridger: {error}", file=sys.stderr)
+        return 1
+    print(markdown(table, success))
+    return 0 if finished else 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
