@@ -250,7 +250,7 @@ def test_dqls_critics_take_turns(make):
     """One is climbed, the other divides: -q_i / q_j with i and j either way round."""
     learner = make("dql")
     learner.critic.chunk_values = lambda condition, chunk: torch.tensor([[0.2, 0.4], [0.1, 0.1]]) + 0.0 * chunk.sum()
-    seen = {round(float(learner.q_loss(states(learner, 2))), 4) for _ in range(20)}
+    seen = {round(learner.q_loss(states(learner, 2)).item(), 4) for _ in range(20)}
     assert seen == {-3.0, round(-1 / 3, 4)}
 
 
