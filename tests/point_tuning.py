@@ -34,6 +34,9 @@ SMALL = {"steps": 200, "envs": 4, "sampling_steps": 2, "batch_size": 16, "evalua
 SMALL_VALUE = {"critic_width": 16, "critic_depth": 2, "warmup_updates": 4}
 SMALL_CRITIC = {**SMALL_VALUE, "acting_candidates": 3, "selection_start": 0}
 SMALL_OTPR = {"critic_heads": 3, "cached_candidates": 2, "actor_start": 0, "block_states": 6, "block_chunks": 2, "draws": 4}
+SMALL_PLAY = {"steps": 200, "envs": 4, "evaluate_every": 0, "evaluate_episodes": 3}
+SMALL_ARS = {**SMALL_PLAY, "directions": 2, "best": 2, "sampling_steps": 2}
+SMALL_SAC = {"batch_size": 16, "actor_width": 16, "critic_width": 16, "warmup_updates": 4, "start_steps": 0}
 CHECKPOINT_EVERY = 20  # environment steps, in runs that are killed
 SETTINGS: dict[str, dict[str, Any]] = {
     "filtered_bc": SMALL,
@@ -45,6 +48,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "qsm": {**SMALL, **SMALL_CRITIC, "actor_start": 0},
     "dipo": {**SMALL, **SMALL_CRITIC, "actor_start": 0, "action_steps": 3},
     "qvpo": {**SMALL, **SMALL_CRITIC, "actor_start": 0, "states": 4, "samples": 3, "uniform_samples": 2},
+    "ars": SMALL_ARS,
+    "dsrl": {**SMALL_PLAY, **SMALL_SAC, "sampling_steps": 2},
+    "residual": {**SMALL_PLAY, **SMALL_SAC, "sampling_steps": 2, "cached_candidates": 2},
+    "rlpd": {**SMALL_PLAY, **SMALL_SAC, "critic_heads": 3},
 }
 
 
@@ -145,19 +152,19 @@ def killed(algorithm: ModuleType, words: list[object], *, update: int) -> None:
 
 def _doomed(algorithm: str, words: list[str], update: int) -> None:
     from otpr_trainer.commands.train import command
-    from otpr_trainer.finetune import FineTuner
+    from otpr_trainer.finetune import Rounds
 
     tqdm.set_lock(threading.RLock())  # not one between processes, which could not be freed
     play_here(pytest.MonkeyPatch())
-    FineTuner.checkpoint_every = CHECKPOINT_EVERY
-    done, original = 0, FineTuner.update
+    Rounds.checkpoint_every = CHECKPOINT_EVERY
+    done, original = 0, Rounds.update
 
-    def counting(learner: FineTuner) -> Any:
+    def counting(learner: Rounds) -> Any:
         nonlocal done
         done += 1
         if done == update:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(learner)
 
-    FineTuner.update = counting  # type: ignore[method-assign]
+    Rounds.update = counting  # type: ignore[method-assign]
     toy_runs.run_command(command(algorithm, ""), *words)

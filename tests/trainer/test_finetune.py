@@ -19,7 +19,9 @@ from otpr_trainer.finetune import FIRST_EPISODE, SEED_OFFSET, due
 from otpr_trainer.interaction import play
 
 ALGORITHMS = ["otpr", "idql", "filtered_bc", "drwr", "dawr", "dql", "qsm", "dipo", "qvpo"]
+ALGORITHMS += ["rlpd", "residual", "dsrl"]
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
+every_player = pytest.mark.parametrize("name", [*ALGORITHMS, "ars"])  # those without replay, too
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +90,7 @@ def test_a_round_is_an_episode_per_environment_and_all_its_steps_count(make, mon
     assert learner.progress()["success"].endswith("/12")
 
 
-@every_algorithm
+@every_player
 def test_the_order_in_which_episodes_end_does_not_matter(make, monkeypatch, name):
     """It depends on which worker is late."""
     straight, reverse, several = make(name), make(name), make(name, point_tuning.setup(workers=3))
@@ -100,7 +102,7 @@ def test_the_order_in_which_episodes_end_does_not_matter(make, monkeypatch, name
     assert_same(snapshot(reverse), snapshot(straight))
 
 
-@every_algorithm
+@every_player
 def test_the_start_policy_is_left_alone_and_all_randomness_is_the_learners_own(make, name):
     setup = point_tuning.setup()
     before = copy.deepcopy(setup.start.state_dict())
@@ -118,7 +120,7 @@ def test_updates_follow_their_rate_over_any_rounds():
         assert sum(counts) == int(rate * ends[-1]) and min(counts) >= 0
 
 
-@every_algorithm
+@every_player
 def test_evaluations_are_beside_training_and_not_in_it(make, name):
     """Same weights, steps and accounts whether or not there are any; the same scenes each time, and a row before training."""
     plain, judged = make(name), make(name, evaluate_every=1)
@@ -148,7 +150,7 @@ def test_evaluations_are_due_where_a_multiple_is_crossed(make):
 # Resuming
 
 
-@every_algorithm
+@every_player
 def test_a_restored_learner_goes_on_bit_equal(make, tmp_path, name):
     straight = make(name, evaluate_every=30)
     straight.evaluations()
@@ -195,7 +197,7 @@ def test_after_a_roll_back_batches_are_others_and_episodes_the_same(make, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [("filtered_bc", "otpr"), ("idql", "otpr"), ("otpr", "idql"), ("drwr", "dawr"), ("dql", "dipo")]
+    ("theirs", "ours"), [("filtered_bc", "otpr"), ("idql", "otpr"), ("otpr", "idql"), ("drwr", "dawr"), ("dql", "dipo"), ("rlpd", "dsrl")]
 )
 def test_a_checkpoint_of_another_algorithm_is_refused(make, theirs, ours):
     other = make(theirs)
@@ -265,7 +267,7 @@ OWN = {
         "draws": (0,),
     },
 }
-SENSELESS = [(name, setting, value) for name in ALGORITHMS for setting, values in {**SHARED, **OWN[name]}.items() for value in values]
+SENSELESS = [(name, setting, value) for name in OWN for setting, values in {**SHARED, **OWN[name]}.items() for value in values]
 
 
 @pytest.mark.parametrize(("name", "setting", "value"), SENSELESS)
@@ -288,7 +290,7 @@ def test_a_name_that_does_not_exist_is_refused_with_those_that_do(setting, known
         named("otpr", setting, "sinkhorn")
 
 
-@every_algorithm
+@every_player
 def test_a_preset_that_does_not_exist_or_that_the_task_does_not_have_is_refused(make, name):
     with pytest.raises(TaskError, match=r"unknown preset 'windy'.*nominal"):
         named(name, "preset", "windy")
@@ -309,7 +311,9 @@ def test_demonstrations_that_cannot_teach_are_refused(make):
 @every_algorithm
 def test_nothing_to_learn_with_is_no_mistake(make, name):
     """Rates of 0: play alone."""
-    rates = [rate for rate in ("actor_updates", "critic_updates", "warmup_updates", "refresh") if rate in SHARED | OWN[name]]
+    rates = [
+        rate for rate in ("actor_updates", "critic_updates", "warmup_updates", "refresh") if hasattr(type(named(name, "steps", 1)), rate)
+    ]
     learner = make(name, **dict.fromkeys(rates, 0))
     before = snapshot(learner)[0]
     metrics = numbers(learner.update())

@@ -12,6 +12,7 @@ from otpr_policy.spec import Array
 from otpr_sim.vector import Integers
 from otpr_trainer.actor import DiffusionActor
 from otpr_trainer.critic import ChunkCritic
+from otpr_trainer.policy import TorchPolicy
 
 Choosing = Callable[[Integers], NDArray[np.bool_]]
 """Episode numbers (B,) to whether the critic chooses in them, (B,)."""
@@ -52,3 +53,16 @@ class Acting:
             values = self._critic.lower_bound(self._critic.values(condition, chunks[:, :, : self.spec.executed_length]))
             choice = torch.where(torch.as_tensor(self._choosing(episodes)), values.argmax(1), choice)
         return self._actor.physical(chunks[torch.arange(len(chunks)), choice])
+
+
+class AsEvaluated:
+    """An ``otpr_trainer.interaction.Actor`` that acts as ``otpr eval`` and the exported file do: one sample, no noise but the chain's."""
+
+    def __init__(self, policy: TorchPolicy) -> None:
+        self._policy = policy
+        self.spec = policy.spec
+        self.noise_shape = policy.noise_shape
+
+    def decide(self, observations: NDArray[Any], noise: NDArray[Any], episodes: Integers) -> Array:
+        """See Actor."""
+        return self._policy.infer_batch(observations, noise)

@@ -12,7 +12,7 @@ from otpr_trainer import checkpoint
 from otpr_trainer import run as runs
 from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.data.demonstrations import Header
-from otpr_trainer.policy import DiffusionPolicy, PolicyConfig
+from otpr_trainer.policy import ChainPolicy, DiffusionPolicy, PolicyConfig
 from otpr_trainer.rollout import signature
 from otpr_trainer.run import Run, build_policy
 
@@ -24,12 +24,19 @@ def open_start(directory: Path, task: str, demos: Header, config: Any) -> Diffus
     """The policy of another run's newest checkpoint, to fine-tune with ``demos`` and the settings ``config``.
 
     Raises:
-        RunError: not a run, no checkpoint, another task, fields or control rate, or lengths other than those that the settings ask for.
+        RunError: not a run, no checkpoint, another task, fields or control rate, lengths other than those that the settings ask for, or
+            no diffusion alone: fine-tuning works on the chain of one network.
     """
     run = runs.load(directory)
     if run.config.task != task:
         raise RunError(f"--init {directory} is a run of task {run.config.task!r}, not {task!r}")
-    spec = PolicyConfig.from_json(run.config.policy).spec
+    start = PolicyConfig.from_json(run.config.policy)
+    spec = start.spec
+    if start.frozen_from is not None:
+        raise RunError(
+            f"--init {directory} has a network of its own for the first denoising steps, frozen by {run.config.algorithm}; "
+            f"fine-tuning starts from policies of one network, such as those of bc"
+        )
     for side, ours, theirs in (("observation", spec.observation, demos.observation), ("action", spec.action, demos.action)):
         if signature(ours) != signature(theirs):
             raise RunError(f"--init {directory} has the {side} {signature(ours)}; the demonstrations have {signature(theirs)}")
@@ -39,7 +46,19 @@ def open_start(directory: Path, task: str, demos: Header, config: Any) -> Diffus
         if hasattr(config, name) and getattr(config, name) != getattr(spec, name):
             flag, ours = f"--{name.replace('_', '-')}", getattr(spec, name)
             raise RunError(f"--init {directory} has {name} {ours}, the settings ask for {getattr(config, name)}; give {flag} {ours}")
-    return run.policy()
+    return _diffusion(run.policy(), f"--init {directory}")
+
+
+def _diffusion(policy: ChainPolicy, where: str) -> DiffusionPolicy:
+    if not isinstance(policy, DiffusionPolicy):
+        kind = "a Gaussian" if policy.config.gaussian is not None else "an interpolant's"
+        raise RunError(f"{where} is {kind} policy; fine-tuning needs a diffusion's chain, as 'otpr train bc' clones one")
+    if policy.config.gaussian is not None:
+        raise RunError(
+            f"{where} has an actor beside its diffusion, which others would ignore; fine-tuning needs a diffusion alone, as 'otpr train "
+            f"bc' clones one"
+        )
+    return policy
 
 
 def weights_sha256(policy: DiffusionPolicy) -> str:
@@ -65,7 +84,7 @@ def kept(run: Run) -> DiffusionPolicy | None:
     if not path.exists():
         raise RunError(f"{path} is missing, the policy that this run started from; start it anew with --overwrite")
     saved = checkpoint.load(path)
-    policy = build_policy(PolicyConfig.from_json(saved.values.get("policy")), saved.policy_tensors())
+    policy = _diffusion(build_policy(PolicyConfig.from_json(saved.values.get("policy")), saved.policy_tensors()), str(path))
     if weights_sha256(policy) != run.config.init_sha256:
         raise RunError(f"{path} is not the policy that this run started from (sha256 differs)")
     return policy

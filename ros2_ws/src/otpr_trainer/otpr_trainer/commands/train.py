@@ -204,6 +204,7 @@ def _refuse_changes(arguments: Namespace, algorithm: "Algorithm", config: "RunCo
 
 
 BC = command("otpr_trainer.algorithms.bc", "Behaviour-clone a diffusion policy from demonstrations.")
+BRIDGER = command("otpr_trainer.algorithms.bridger", "Clone by a stochastic interpolant from a source policy (BRIDGER).")
 OTPR = command("otpr_trainer.algorithms.otpr", "Fine-tune a diffusion policy in simulation by optimal transport (OTPR).")
 FILTERED_BC = command("otpr_trainer.algorithms.filtered_bc", "Fine-tune by cloning demonstrations and own successes (the control).")
 IDQL = command("otpr_trainer.algorithms.idql", "Fine-tune by implicit Q-learning and choice among samples (IDQL).")
@@ -213,3 +214,8 @@ DQL = command("otpr_trainer.algorithms.dql", "Fine-tune by cloning and the gradi
 QSM = command("otpr_trainer.algorithms.qsm", "Fine-tune by matching the policy's score to the gradient of Q (QSM).")
 DIPO = command("otpr_trainer.algorithms.dipo", "Fine-tune by cloning chunks that climb Q in replay (DIPO).")
 QVPO = command("otpr_trainer.algorithms.qvpo", "Fine-tune by cloning the policy's best samples, weighted by Q (QVPO).")
+DPPO = command("otpr_trainer.algorithms.dppo", "Fine-tune by policy gradients through the denoising chain (DPPO).")
+ARS = command("otpr_trainer.algorithms.ars", "Fine-tune by random search on the policy's parameters (ARS).")
+DSRL = command("otpr_trainer.algorithms.dsrl", "Steer a frozen diffusion policy by learning to choose its noise (DSRL).")
+RESIDUAL = command("otpr_trainer.algorithms.residual", "Learn a bounded correction of a frozen diffusion policy (residual RL).")
+RLPD = command("otpr_trainer.algorithms.rlpd", "Learn a Gaussian policy from play and demonstrations, without diffusion (RLPD).")

@@ -12,7 +12,7 @@ from otpr_policy.errors import ContractError, PlanError, RunError, TaskError, un
 from otpr_policy.strict_yaml import build, read_yaml
 from otpr_sim import registry
 from otpr_sim.shift import preset as shift_preset
-from otpr_trainer.commands.export import DEFAULT_STEPS
+from otpr_trainer.commands.export import DEFAULT_SAMPLER, DEFAULT_STEPS
 from otpr_trainer.commands.train import TrainCommand
 from otpr_trainer.config import of_variant
 from otpr_trainer.evaluate import DEFAULT_SEED
@@ -44,7 +44,7 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How every policy is judged: the same scenes for all. ``steps``: of DDIM with eta 1, as the exported policy acts."""
+    """How every policy is judged: the same scenes for all. ``steps``: of the sampler with eta 1, as the exported policy acts."""
 
     episodes: int = 100
     seed: int = DEFAULT_SEED
@@ -114,6 +114,16 @@ def resolved_settings(plan: Plan) -> dict[str, dict[str, Any]]:
         method.name: asdict(_config(method.algorithm, method.settings, f"method {method.name}", fine_tunes=True, fixed=budget))
         for method in plan.methods
     }
+
+
+def sampler(plan: Plan) -> str:
+    """What a plan's policies are evaluated with: as its start policy says, since the methods keep its chain."""
+    return str(getattr(_algorithm(plan.start.algorithm, "start", fine_tunes=False), "SAMPLER", DEFAULT_SAMPLER))
+
+
+def own_chain(algorithm: str) -> bool:
+    """Whether an algorithm's policies act with a chain of their own, so that there is none to choose for them."""
+    return bool(getattr(_installed(algorithm, "method"), "OWN_CHAIN", False))
 
 
 def _check(plan: Plan, where: str) -> None:
@@ -189,13 +199,7 @@ def _config(name: str, settings: Mapping[str, object], where: str, *, fine_tunes
 
 def _algorithm(name: str, where: str, fine_tunes: bool) -> Algorithm:
     """The algorithm of ``otpr train NAME``. Raises PlanError when there is none, or it cannot have this place in a plan."""
-    commands = {words[1]: entry for words, entry in installed_commands().items() if words[0] == "train" and len(words) == 2}
-    if name not in commands:
-        raise PlanError(f"{where}: {unknown('algorithm', name, commands)}")
-    command = commands[name].load()
-    if not isinstance(command, TrainCommand):
-        raise PlanError(f"{where}: algorithm {name} is not made by otpr_trainer.commands.train.command, so its settings are not known")
-    algorithm = command.algorithm()
+    algorithm = _installed(name, where)
     if fine_tunes and not algorithm.NEEDS_INIT:
         raise PlanError(f"{where}: {name} starts from nothing; a method fine-tunes the start policy")
     if algorithm.NEEDS_INIT and not fine_tunes:
@@ -203,3 +207,13 @@ def _algorithm(name: str, where: str, fine_tunes: bool) -> Algorithm:
     if fine_tunes and BUDGET_SETTING not in {one.name for one in fields(algorithm.Config)}:
         raise PlanError(f"{where}: {name} has no setting {BUDGET_SETTING!r} to give the budget to")
     return algorithm
+
+
+def _installed(name: str, where: str) -> Algorithm:
+    commands = {words[1]: entry for words, entry in installed_commands().items() if words[0] == "train" and len(words) == 2}
+    if name not in commands:
+        raise PlanError(f"{where}: {unknown('algorithm', name, commands)}")
+    command = commands[name].load()
+    if not isinstance(command, TrainCommand):
+        raise PlanError(f"{where}: algorithm {name} is not made by otpr_trainer.commands.train.command, so its settings are not known")
+    return command.algorithm()

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from otpr_policy.errors import DemonstrationError
 from otpr_policy.spec import Array
-from otpr_trainer.actor import DiffusionActor
 from otpr_trainer.data.demonstrations import Demonstrations
+from otpr_trainer.sampler import ChunkSampler
 
 
 class Origin(IntEnum):
@@ -42,6 +42,11 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.reward)
+
+    def histories(self, observation_horizon: int) -> Array:
+        """What a policy is shown in each state, (T + 1, To, Do); before the first step the first observation stands again."""
+        rows = np.arange(len(self) + 1)[:, None] + np.arange(1 - observation_horizon, 1)
+        return self.observation[np.maximum(rows, 0)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,11 +180,9 @@ class Replay:
         """All rows, in the order in which they came."""
         return Transitions(**{name: table.values for name, table in self._rows.items()})
 
-    def add(self, trajectory: Trajectory, actor: DiffusionActor, candidates: int) -> None:
+    def add(self, trajectory: Trajectory, actor: ChunkSampler, candidates: int) -> None:
         """Takes in an episode and draws ``candidates`` chunks of the policy in each of its states."""
-        steps = len(trajectory)
-        history = np.maximum(np.arange(steps + 1)[:, None] + np.arange(1 - self._observation_horizon, 1), 0)
-        condition = actor.condition(trajectory.observation[history])
+        condition = actor.condition(trajectory.histories(self._observation_horizon))
         action = actor.normalized(trajectory.action)
         if len(action) < self._chunk_length:  # a demonstration without a whole chunk: states, but no transition
             chunk = action.new_empty((0, self._chunk_length, action.shape[1]))
