@@ -94,7 +94,7 @@ def test_all_perturbed_policies_of_a_round_play_the_same_scenes_and_the_next_rou
         return iter(found)
 
     monkeypatch.setattr(finetune, "play", watched)
-    learner = make(noise=0.1, gamma=0.5)
+    learner = make(noise=0.1, step_size=0.02, gamma=0.5)
     theta = learner.theta
     learner.update()
     first, parameters, found = zip(*rounds, strict=True)
