@@ -67,7 +67,7 @@ MISTAKES = {
     "demos: 2": [("demos: 0", "demos of lift must be at least 1, got 0")],
     "hard]": [("hart]", "unknown preset 'hart'; known: hard, nominal, shifted")],
     "algorithm: bc,": [
-        ("algorithm: bd,", "unknown algorithm 'bd'; known: bc, .*filtered_bc, .*idql, .*otpr"),
+        ("algorithm: bd,", "unknown algorithm 'bd'; known: .*bc, .*filtered_bc, .*idql, .*otpr"),
         ("algorithm: idql,", "idql fine-tunes a policy; a start starts from nothing"),
     ],
     "width: 16": [("width: 16.5", "setting width must be a int, got 16.5"), ("with: 16", "unknown setting 'with'; known: .*width")],
