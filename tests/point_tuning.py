@@ -31,13 +31,27 @@ START = bc.Config(
     chunk_length=3, executed_length=2, observation_horizon=2, train_steps=4, width=16, depth=2, time_size=8, iterations=60, batch_size=32
 )
 SMALL = {"steps": 200, "envs": 4, "sampling_steps": 2, "batch_size": 16, "evaluate_every": 0, "evaluate_episodes": 3}
-SMALL_CRITIC = {"critic_width": 16, "critic_depth": 2, "warmup_updates": 4, "acting_candidates": 3, "selection_start": 0}
+SMALL_VALUE = {"critic_width": 16, "critic_depth": 2, "warmup_updates": 4}
+SMALL_CRITIC = {**SMALL_VALUE, "acting_candidates": 3, "selection_start": 0}
 SMALL_OTPR = {"critic_heads": 3, "cached_candidates": 2, "actor_start": 0, "block_states": 6, "block_chunks": 2, "draws": 4}
+SMALL_PLAY = {"steps": 200, "envs": 4, "evaluate_every": 0, "evaluate_episodes": 3}
+SMALL_ARS = {**SMALL_PLAY, "directions": 2, "best": 2, "sampling_steps": 2}
+SMALL_SAC = {"batch_size": 16, "actor_width": 16, "critic_width": 16, "warmup_updates": 4, "start_steps": 0}
 CHECKPOINT_EVERY = 20  # environment steps, in runs that are killed
 SETTINGS: dict[str, dict[str, Any]] = {
     "filtered_bc": SMALL,
+    "drwr": SMALL,
+    "dawr": {**SMALL, **SMALL_VALUE},
     "idql": {**SMALL, **SMALL_CRITIC},
     "otpr": {**SMALL, **SMALL_CRITIC, **SMALL_OTPR},
+    "dql": {**SMALL, **SMALL_CRITIC, "actor_start": 0},
+    "qsm": {**SMALL, **SMALL_CRITIC, "actor_start": 0},
+    "dipo": {**SMALL, **SMALL_CRITIC, "actor_start": 0, "action_steps": 3},
+    "qvpo": {**SMALL, **SMALL_CRITIC, "actor_start": 0, "states": 4, "samples": 3, "uniform_samples": 2},
+    "ars": SMALL_ARS,
+    "dsrl": {**SMALL_PLAY, **SMALL_SAC, "sampling_steps": 2},
+    "residual": {**SMALL_PLAY, **SMALL_SAC, "sampling_steps": 2, "cached_candidates": 2},
+    "rlpd": {**SMALL_PLAY, **SMALL_SAC, "critic_heads": 3},
 }
 
 

@@ -2,6 +2,8 @@
 """A policy file for tests: a small graph, written by hand, whose actions can be computed by hand.
 
 action = centre + 0.5 * range * tanh(observation @ weights + 0.1 * noise)
+
+With ``reads_previous`` the previous chunk is added to the latent, zero where it is NaN.
 """
 
 import hashlib
@@ -41,10 +43,11 @@ def weights(spec: PolicySpec = SPEC) -> Array:
     return np.asarray(rng.normal(size=(rows, spec.chunk_length * spec.action.size)) * 0.3, dtype=np.float32).astype(np.float64)
 
 
-def expected_action(observation: Array, noise: Array, spec: PolicySpec = SPEC) -> Array:
+def expected_action(observation: Array, noise: Array, spec: PolicySpec = SPEC, previous: Array | None = None) -> Array:
     """What the graph computes, in float64: observation (To, Do) and noise (1, Ta, Da) to actions (Ta, Da)."""
     low, high = spec.action.low, spec.action.high
     latent = (observation.reshape(-1) @ weights(spec)).reshape(spec.chunk_length, -1) + 0.1 * noise[0]
+    latent = latent if previous is None else latent + np.nan_to_num(previous)
     return np.asarray((low + high) / 2 + (high - low) / 2 * np.tanh(latent))
 
 
@@ -68,10 +71,19 @@ def graph(spec: PolicySpec = SPEC) -> onnx.ModelProto:
         helper.make_node("Reshape", ["noise", "chunk_shape"], ["chunk_noise"]),
         helper.make_node("Mul", ["chunk_noise", "noise_scale"], ["scaled_noise"]),
         helper.make_node("Add", ["mean_latent", "scaled_noise"], ["latent"]),
-        helper.make_node("Tanh", ["latent"], ["squashed"]),
+        helper.make_node("Tanh", ["continued" if spec.reads_previous else "latent"], ["squashed"]),
         helper.make_node("Mul", ["squashed", "half_range"], ["offset"]),
         helper.make_node("Add", ["offset", "centre"], ["action"]),
     ]
+    more = []
+    if spec.reads_previous:
+        initializers.append(numpy_helper.from_array(np.zeros((), dtype=np.float32), "nothing"))
+        nodes[6:6] = [
+            helper.make_node("IsNaN", ["previous"], ["absent"]),
+            helper.make_node("Where", ["absent", "nothing", "previous"], ["known"]),
+            helper.make_node("Add", ["latent", "known"], ["continued"]),
+        ]
+        more = [helper.make_tensor_value_info("previous", TensorProto.FLOAT, [1, chunk, size])]
     observation_shape = [1, spec.observation_horizon, spec.observation.size]
     return helper.make_model(
         helper.make_graph(
@@ -80,6 +92,7 @@ def graph(spec: PolicySpec = SPEC) -> onnx.ModelProto:
             [
                 helper.make_tensor_value_info("observation", TensorProto.FLOAT, observation_shape),
                 helper.make_tensor_value_info("noise", TensorProto.FLOAT, [1, 1, chunk, size]),
+                *more,
             ],
             [helper.make_tensor_value_info("action", TensorProto.FLOAT, [1, chunk, size])],
             initializers,

@@ -10,6 +10,7 @@ import tiny_policy
 from numpy.typing import NDArray
 
 from otpr_policy.chunk import RecedingHorizon, episode_rng
+from otpr_policy.health import TimedPolicy
 from otpr_policy.spec import Array, PolicySpec
 
 SPEC = replace(tiny_policy.SPEC, observation_horizon=2, chunk_length=5, executed_length=3)
@@ -98,6 +99,40 @@ def test_after_forgetting_neither_chunk_nor_history_goes_on_but_the_noise_stream
     stream = episode_rng(3, 4)
     for noise in policy.noises:
         assert np.array_equal(noise, stream.standard_normal((2, 5, 7)))
+
+
+@dataclass
+class Continuing(Recorder):
+    """Also remembers which chunk it was shown as the last one."""
+
+    spec: PolicySpec = field(default_factory=lambda: replace(SPEC, reads_previous=True))
+    shown: list[Array | None] = field(default_factory=list)
+
+    def infer(self, observation: NDArray[Any], noise: NDArray[Any], previous: NDArray[Any] | None = None) -> Array:
+        self.shown.append(None if previous is None else previous.copy())
+        return super().infer(observation, noise)
+
+
+def test_a_policy_that_reads_its_previous_chunk_is_shown_the_whole_of_it_and_none_at_a_start() -> None:
+    policy = Continuing()
+    horizon = RecedingHorizon(policy)
+    horizon.reset(episode_rng(0, 0))
+    _play(horizon, range(9))
+    horizon.forget()
+    _play(horizon, range(9, 10))
+    horizon.reset(episode_rng(0, 1))
+    _play(horizon, range(1))
+    first = [None if chunk is None else chunk[:, 0].tolist() for chunk in policy.shown]
+    assert first == [None, [0, 1, 2, 3, 4], [10, 11, 12, 13, 14], None, None]
+    assert policy.shown[1] is not None and policy.shown[1].shape == (5, 7)
+
+
+def test_the_timed_policy_hands_the_previous_chunk_on() -> None:
+    policy = Continuing()
+    timed = TimedPolicy(policy, lambda: 0.0)
+    timed.infer(_observation(0), np.zeros((2, 5, 7)))
+    timed.infer(_observation(0), np.zeros((2, 5, 7)), np.ones((5, 7)))
+    assert policy.shown[0] is None and np.array_equal(policy.shown[1], np.ones((5, 7)))
 
 
 def test_the_noise_is_the_episodes_stream_and_nothing_else_draws_from_it() -> None:

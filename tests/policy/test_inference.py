@@ -43,6 +43,19 @@ def test_an_action_is_what_the_graph_says_in_physical_units(spec: PolicySpec) ->
         np.testing.assert_allclose(action, tiny_policy.expected_action(observation, noise, spec), atol=1e-6, rtol=0)
 
 
+def test_a_graph_that_reads_its_previous_chunk_is_told_of_none_by_nan() -> None:
+    spec = replace(tiny_policy.SPEC, reads_previous=True)
+    policy = _policy(spec)
+    observation, noise = _inputs(2, spec)
+    previous = np.linspace(-1.0, 1.0, 28).reshape(4, 7)
+    for known in (previous, None, previous):
+        expected = tiny_policy.expected_action(observation, noise, spec, known)
+        np.testing.assert_allclose(policy.infer(observation, noise, known), expected, atol=1e-6, rtol=0)
+    assert np.array_equal(policy.infer(observation, noise, np.full((4, 7), np.nan)), policy.infer(observation, noise))
+    with pytest.raises(ValueError, match="previous chunk"):
+        policy.infer(observation, noise, previous[:1])
+
+
 def test_a_graph_without_manifest_computes_the_same_as_the_file() -> None:
     content = tiny_policy.graph().SerializeToString()
     graph = OnnxPolicy.from_graph(content, tiny_policy.SPEC, tiny_policy.NOISE_SHAPE)

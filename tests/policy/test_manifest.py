@@ -64,23 +64,42 @@ def test_a_manifest_that_is_no_json_object_is_refused(text: str) -> None:
         artifact.parse(stamped(tiny_policy.graph(), text))
 
 
-@pytest.mark.parametrize("version", [0, 3, "1", None, 1.0, 2.0, True, [1]])
+@pytest.mark.parametrize("version", [0, 4, "1", None, 1.0, 2.0, 3.0, True, [1]])
 def test_another_schema_version_is_refused_and_named(version: Any) -> None:
-    with pytest.raises(ArtifactError, match=re.escape(f"schema version {version!r}; this runtime reads versions 1 and 2")):
+    with pytest.raises(ArtifactError, match=re.escape(f"schema version {version!r}; this runtime reads versions 1, 2 and 3")):
         artifact.parse(_with_manifest(["schema_version"], version))
 
 
-def _version_1() -> Any:
-    """The tiny policy's manifest as the first version of the schema had it."""
+ADDED = {
+    2: [("", "selection", {}), ("parity", "near_ties", 0), ("parity", "value_error", 0.0)],
+    3: [("policy", "reads_previous", False), ("denoising", "source", "gaussian")],
+}
+"""Section, name and a value of the keys that each version added."""
+
+
+def _of_version(version: int) -> Any:
+    """The tiny policy's manifest as that version of the schema had it."""
     data = json.loads(json.dumps(tiny_policy.manifest().to_json()))
-    del data["selection"], data["parity"]["value_error"], data["parity"]["near_ties"]
-    return {**data, "schema_version": 1}
+    for added in range(version + 1, 4):
+        for section, key, _ in ADDED[added]:
+            del (data[section] if section else data)[key]
+    return {**data, "schema_version": version}
 
 
-def test_a_file_of_version_1_is_one_chain() -> None:
-    manifest = artifact.parse(stamped(tiny_policy.graph(), json.dumps(_version_1()))).manifest
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_file_of_an_older_version_is_one_chain_that_starts_from_noise(version: int) -> None:
+    manifest = artifact.parse(stamped(tiny_policy.graph(), json.dumps(_of_version(version)))).manifest
     assert manifest == tiny_policy.manifest() and manifest.selection == Selection(1, 0, 0.0)
-    assert manifest.to_json()["schema_version"] == 2
+    assert manifest.denoising.source == "gaussian" and not manifest.policy.reads_previous
+    assert manifest.to_json()["schema_version"] == 3
+
+
+def test_the_graph_of_a_policy_that_reads_its_previous_chunk_has_an_input_for_it_and_no_other_has() -> None:
+    reading = replace(tiny_policy.SPEC, reads_previous=True)
+    assert artifact.parse(tiny_policy.content(reading)).manifest.policy == reading
+    for graph_of, manifest_of in ((reading, tiny_policy.SPEC), (tiny_policy.SPEC, reading)):
+        with pytest.raises(ArtifactError, match="graph inputs are"):
+            artifact.embed(tiny_policy.graph(graph_of), tiny_policy.manifest(manifest_of))
 
 
 def test_the_shipped_file_of_version_1_still_loads() -> None:
@@ -88,9 +107,9 @@ def test_the_shipped_file_of_version_1_still_loads() -> None:
     assert artifact.load(path).manifest.selection.candidates == 1
 
 
-@pytest.mark.parametrize(("section", "key", "value"), [("", "selection", {}), ("parity", "near_ties", 0), ("parity", "value_error", 0.0)])
-def test_the_keys_of_a_version_are_of_that_version_alone(section: str, key: str, value: Any) -> None:
-    old, new = _version_1(), tiny_policy.manifest().to_json()
+@pytest.mark.parametrize(("version", "section", "key", "value"), [(version, *added) for version, keys in ADDED.items() for added in keys])
+def test_the_keys_of_a_version_are_of_that_version_and_later_ones(version: int, section: str, key: str, value: Any) -> None:
+    old, new = _of_version(version - 1), _of_version(version)
     (old[section] if section else old)[key] = value
     del (new[section] if section else new)[key]
     for data in (old, new):
@@ -136,7 +155,7 @@ NUMBERS = [
     ["policy", "control_rate_hz"],
 ]
 TEXTS = [
-    ["denoising", "sampler"],
+    *(["denoising", key] for key in ("sampler", "source")),
     *(["provenance", key] for key in ("algorithm", "task", "demos_sha256", "git_commit", "created", "otpr_version")),
     ["evaluation", "success_rule"],
     ["policy", "action", 0, "name"],

@@ -170,9 +170,38 @@ def test_another_plan_in_the_same_directory_is_refused_with_what_changed(folder)
     assert compare(folder) == 0
     (folder / "plan.yaml").write_text(PLAN.replace("budget: 100", "budget: 200").replace("[0, 1]", "[0, 1, 2]"))
     calls(folder)
-    with pytest.raises(PlanError, match=r"another plan: budget 100 -> 200, settings.*seeds\[2\] absent -> 2; choose another --out"):
+    with pytest.raises(PlanError, match=r"another plan: budget 100 -> 200, settings.*; choose another --out"):
+        compare(folder)
+    (folder / "plan.yaml").write_text(PLAN.replace("[0, 1]", "[0]"))
+    with pytest.raises(PlanError, match="another plan: seeds 1 present -> absent; choose another --out"):
         compare(folder)
     assert calls(folder) == []
+
+
+def test_a_plan_may_ask_for_more_of_the_same_and_what_is_done_is_not_repeated(folder):
+    assert compare(folder) == 0
+    calls(folder)
+    more = (
+        PLAN.replace("[0, 1]", "[2, 0, 1]").replace("[nominal]", "[nominal, hard]").replace("[1, 8]", "[1, 4, 8]").replace("small", "big")
+    )
+    (folder / "plan.yaml").write_text(more)
+    assert compare(folder) == 0
+    done = calls(folder)
+    assert sum(call.split()[1] == "train" for call in done) == 3  # those of the new seed
+    again = [call for call in done if call.split()[1] == "eval" and "/2 " not in call]
+    assert again and all("--preset hard" in call or "--candidates 4" in call for call in again)
+    assert compare(folder) == 0 and calls(folder) == []
+
+
+def test_other_defaults_of_a_method_are_another_plan(folder):
+    assert compare(folder) == 0
+    path = folder / "out/plan.json"
+    plan = json.loads(path.read_text())
+    del plan["settings"]["otpr"]["pool"]  # as a version wrote it that did not have this setting
+    path.write_text(json.dumps(plan))
+    with pytest.raises(PlanError, match=r"another plan: settings.otpr.pool absent -> own; choose another --out"):
+        compare(folder)
+    assert compare(folder, "--report-only") == 0
 
 
 def test_a_job_whose_output_is_gone_runs_again(folder):

@@ -31,7 +31,17 @@ def load(folder, text):
 
 
 @pytest.mark.parametrize(
-    ("name", "seeds", "budget"), [("lift5", 5, 30_000), ("lift5-100k", 5, 100_000), ("can5", 3, 100_000), ("quick", 2, 10_000)]
+    ("name", "seeds", "budget"),
+    [
+        ("lift5", 5, 30_000),
+        ("lift5-100k", 5, 100_000),
+        ("can5", 3, 100_000),
+        ("quick", 2, 10_000),
+        ("lift2-ablation", 5, 12_000),
+        ("lift5-shift", 3, 30_000),
+        ("square20", 3, 100_000),
+        ("lift5-baselines", 5, 30_000),
+    ],
 )
 def test_a_shipped_plan_is_valid_and_found_by_its_name(name, seeds, budget):
     plan = plans.load(name)
@@ -57,7 +67,7 @@ MISTAKES = {
     "demos: 2": [("demos: 0", "demos of lift must be at least 1, got 0")],
     "hard]": [("hart]", "unknown preset 'hart'; known: hard, nominal, shifted")],
     "algorithm: bc,": [
-        ("algorithm: bd,", "unknown algorithm 'bd'; known: bc, filtered_bc, idql, otpr"),
+        ("algorithm: bd,", "unknown algorithm 'bd'; known: bc, .*filtered_bc, .*idql, .*otpr"),
         ("algorithm: idql,", "idql fine-tunes a policy; a start starts from nothing"),
     ],
     "width: 16": [("width: 16.5", "setting width must be a int, got 16.5"), ("with: 16", "unknown setting 'with'; known: .*width")],
@@ -84,8 +94,21 @@ def test_a_mistake_is_one_sentence_that_says_what_is_valid(tmp_path, right, wron
         load(tmp_path, PLAN.replace(right, wrong))
 
 
+def test_a_variant_is_settings_to_start_from_in_a_plan_as_in_the_command(tmp_path):
+    plan = load(tmp_path, PLAN.replace("pool: near", "variant: paper, gain_sampling: 2"))
+    settings = plans.resolved_settings(plan)["otpr"]
+    assert (settings["critic"], settings["pool"], settings["weights"], settings["gain_sampling"]) == ("iql", "all", "potentials", 2)
+    words = next(job.words for job in jobs(plan) if job.method == "otpr" and job.kind is Kind.TRAIN)
+    assert " --variant paper --gain-sampling 2 " in " ".join(words)
+    with pytest.raises(PlanError, match="method otpr: unknown variant 'papper'; known: paper"):
+        load(tmp_path, PLAN.replace("pool: near", "variant: papper"))
+    with pytest.raises(PlanError, match="unknown variant 'paper'; known: none"):
+        load(tmp_path, PLAN.replace("algorithm: filtered_bc}", "algorithm: filtered_bc, settings: {variant: paper}}"))
+
+
 def test_a_plan_that_is_not_there_is_refused_with_the_shipped_names():
-    with pytest.raises(PlanError, match="no plan 'lift6'; give a YAML file, or one of the shipped: can5, lift5, lift5-100k, quick"):
+    assert {"lift5", "can5", "quick"} < set(plans.shipped())
+    with pytest.raises(PlanError, match=f"no plan 'lift6'; give a YAML file, or one of the shipped: {', '.join(plans.shipped())}$"):
         plans.load("lift6")
 
 

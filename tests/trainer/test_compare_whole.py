@@ -7,6 +7,7 @@ import pytest
 from toy_runs import run_command
 
 from otpr_trainer.commands.compare import COMMAND
+from otpr_trainer.compare.report import FILES
 
 PLAN = """
 name: tiny
@@ -29,7 +30,7 @@ def test_the_real_commands_leave_what_the_report_is_made_of(tmp_path, capsys):
     assert run_command(COMMAND, tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--json") == 0
     summary = json.loads(capsys.readouterr().out)
     assert (summary["done"], summary["jobs"], summary["failed"]) == (6, 6, [])
-    assert [path.rsplit("/", 1)[1] for path in summary["report"]] == ["report.md", "report.json", "curves.png"]
+    assert [path.rsplit("/", 1)[1] for path in summary["report"]] == list(FILES)
     assert [(row["method"], row["candidates"], len(row["seeds"][0]["outcomes"])) for row in summary["rows"]] == [
         ("bc", 1, 2),
         ("otpr", 1, 2),

@@ -13,12 +13,15 @@ import torch
 
 from otpr_policy.errors import DemonstrationError, OtprError, RunError, TaskError
 from otpr_trainer import checkpoint, finetune
+from otpr_trainer.algorithms import otpr
 from otpr_trainer.data.replay import Origin
 from otpr_trainer.finetune import FIRST_EPISODE, SEED_OFFSET, due
 from otpr_trainer.interaction import play
 
-ALGORITHMS = ["otpr", "idql", "filtered_bc"]
+ALGORITHMS = ["otpr", "idql", "filtered_bc", "drwr", "dawr", "dql", "qsm", "dipo", "qvpo"]
+ALGORITHMS += ["rlpd", "residual", "dsrl"]
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
+every_player = pytest.mark.parametrize("name", [*ALGORITHMS, "ars"])  # those without replay, too
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +90,7 @@ def test_a_round_is_an_episode_per_environment_and_all_its_steps_count(make, mon
     assert learner.progress()["success"].endswith("/12")
 
 
-@every_algorithm
+@every_player
 def test_the_order_in_which_episodes_end_does_not_matter(make, monkeypatch, name):
     """It depends on which worker is late."""
     straight, reverse, several = make(name), make(name), make(name, point_tuning.setup(workers=3))
@@ -99,7 +102,7 @@ def test_the_order_in_which_episodes_end_does_not_matter(make, monkeypatch, name
     assert_same(snapshot(reverse), snapshot(straight))
 
 
-@every_algorithm
+@every_player
 def test_the_start_policy_is_left_alone_and_all_randomness_is_the_learners_own(make, name):
     setup = point_tuning.setup()
     before = copy.deepcopy(setup.start.state_dict())
@@ -117,7 +120,7 @@ def test_updates_follow_their_rate_over_any_rounds():
         assert sum(counts) == int(rate * ends[-1]) and min(counts) >= 0
 
 
-@every_algorithm
+@every_player
 def test_evaluations_are_beside_training_and_not_in_it(make, name):
     """Same weights, steps and accounts whether or not there are any; the same scenes each time, and a row before training."""
     plain, judged = make(name), make(name, evaluate_every=1)
@@ -147,7 +150,7 @@ def test_evaluations_are_due_where_a_multiple_is_crossed(make):
 # Resuming
 
 
-@every_algorithm
+@every_player
 def test_a_restored_learner_goes_on_bit_equal(make, tmp_path, name):
     straight = make(name, evaluate_every=30)
     straight.evaluations()
@@ -165,8 +168,8 @@ def test_a_restored_learner_goes_on_bit_equal(make, tmp_path, name):
     assert_same(snapshot(resumed), snapshot(straight))
 
 
-def test_learned_potentials_are_resumed_too(make, tmp_path):
-    settings = {"pool": "all", "weights": "potentials", "gate": False}
+@pytest.mark.parametrize("settings", [{"pool": "all", "weights": "potentials", "gate": False}, otpr.VARIANTS["paper"]])
+def test_what_only_some_settings_learn_is_resumed_too(make, tmp_path, settings):
     straight = make("otpr", **settings)
     straight.update()
     checkpoint.write(tmp_path / "00000001.safetensors", straight.checkpoint())
@@ -193,7 +196,9 @@ def test_after_a_roll_back_batches_are_others_and_episodes_the_same(make, tmp_pa
     assert len(set(steps)) == 1 and losses[1] == losses[2] and len(set(losses)) == 3
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [("filtered_bc", "otpr"), ("idql", "otpr"), ("otpr", "idql")])
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("filtered_bc", "otpr"), ("idql", "otpr"), ("otpr", "idql"), ("drwr", "dawr"), ("dql", "dipo"), ("rlpd", "dsrl")]
+)
 def test_a_checkpoint_of_another_algorithm_is_refused(make, theirs, ours):
     other = make(theirs)
     with pytest.raises(RunError, match="the checkpoint is of another"):
@@ -218,19 +223,33 @@ SHARED = {
     "actor_learning_rate": (0.0, -1.0, np.nan),
     "actor_ema": (1.0, -0.1),
 }
-CRITICS = {
+VALUES = {
     "gamma": (0.0, 1.1, np.nan),
-    "target_rate": (0.0, 1.5),
     "demo_share": (1.0, -0.5),
     "critic_updates": (-1.0, np.nan),
     "warmup_updates": (-1,),
     "critic_learning_rate": (0.0, np.nan),
     "critic_width": (0,),
     "critic_depth": (0,),
-    "acting_candidates": (0,),
 }
+CRITICS = {**VALUES, "target_rate": (0.0, 1.5), "acting_candidates": (0,)}
+TD = {**CRITICS, "critic_heads": (0,), "pessimism": (-0.5, np.nan), "target_candidates": (0,)}
+REGRESSION = {"inverse_temperature": (-1.0, np.nan, np.inf), "max_weight": (0.5, np.nan, np.inf)}
 OWN = {
     "filtered_bc": {"demo_share": (-0.1, 1.1)},
+    "drwr": {**REGRESSION, "demo_share": (-0.1, 1.1), "gamma": (0.0, 1.1, np.nan), "recent_steps": (0,)},
+    "dawr": {**VALUES, **REGRESSION, "trace": (-0.1, 1.1, np.nan)},
+    "dql": {**TD, "eta": (-1.0, np.nan, np.inf)},
+    "qsm": {**TD, "alpha": (0.0, -1.0, np.nan, np.inf)},
+    "dipo": {**TD, "action_steps": (-1,), "action_learning_rate": (0.0, np.nan, np.inf)},
+    "qvpo": {
+        **TD,
+        "states": (0,),
+        "samples": (0,),
+        "chosen": (0, 17),
+        "uniform_samples": (-1,),
+        "entropy_weight": (-0.1, np.nan, np.inf),
+    },
     "idql": {**CRITICS, "expectile": (0.0, 1.0)},
     "otpr": {
         **CRITICS,
@@ -241,13 +260,14 @@ OWN = {
         "support": (0.0, -2.0, np.nan),
         "keypoint_share": (-0.1, 1.1),
         "guidance": (-0.1, 1.1, np.nan),
+        "expectile": (0.0, 1.0),
         "block_states": (0,),
         "block_chunks": (0, 99),
         "gain_sampling": (0,),
         "draws": (0,),
     },
 }
-SENSELESS = [(name, setting, value) for name in ALGORITHMS for setting, values in {**SHARED, **OWN[name]}.items() for value in values]
+SENSELESS = [(name, setting, value) for name in OWN for setting, values in {**SHARED, **OWN[name]}.items() for value in values]
 
 
 @pytest.mark.parametrize(("name", "setting", "value"), SENSELESS)
@@ -257,13 +277,20 @@ def test_a_number_without_meaning_is_refused_by_its_name(name, setting, value):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("setting", "known"), [("pool", "all, near, own"), ("weights", "argmax, balanced, .*semi_relaxed, .*uniform")])
+@pytest.mark.parametrize(
+    ("setting", "known"),
+    [
+        ("pool", "all, near, own"),
+        ("weights", "argmax, balanced, .*semi_relaxed, .*uniform"),
+        ("critic", "ensemble, iql"),
+    ],
+)
 def test_a_name_that_does_not_exist_is_refused_with_those_that_do(setting, known):
     with pytest.raises(RunError, match=f"unknown {setting} 'sinkhorn'.*{known}"):
         named("otpr", setting, "sinkhorn")
 
 
-@every_algorithm
+@every_player
 def test_a_preset_that_does_not_exist_or_that_the_task_does_not_have_is_refused(make, name):
     with pytest.raises(TaskError, match=r"unknown preset 'windy'.*nominal"):
         named(name, "preset", "windy")
@@ -284,12 +311,14 @@ def test_demonstrations_that_cannot_teach_are_refused(make):
 @every_algorithm
 def test_nothing_to_learn_with_is_no_mistake(make, name):
     """Rates of 0: play alone."""
-    rates = {"otpr": ("critic_updates", "warmup_updates", "refresh"), "idql": ("critic_updates", "warmup_updates"), "filtered_bc": ()}
-    learner = make(name, actor_updates=0, **dict.fromkeys(rates[name], 0))
+    rates = [
+        rate for rate in ("actor_updates", "critic_updates", "warmup_updates", "refresh") if hasattr(type(named(name, "steps", 1)), rate)
+    ]
+    learner = make(name, **dict.fromkeys(rates, 0))
     before = snapshot(learner)[0]
     metrics = numbers(learner.update())
     after = snapshot(learner)[0]
-    weights = [key for key in before if not key.startswith(("replay.", "generator"))]
+    weights = [key for key in before if not key.startswith(("replay.", "generator", "improved"))]
     assert len(weights) > 10 and all(torch.equal(before[key], after[key]) for key in weights)
     assert metrics["policy/loss"] == 0.0 and learner.step > 0
 
@@ -315,45 +344,57 @@ def test_no_process_is_started_before_the_first_round(make, monkeypatch):
 
 def test_filtered_cloning_imitates_demonstrations_and_own_successes_alone(make):
     learner = make("filtered_bc", batch_size=64, demo_share=0.5)
-    assert (learner.replay.transitions.rows(learner._rows()).origin == Origin.DEMONSTRATION).all()
+    assert (learner.replay.transitions.rows(learner.rows()).origin == Origin.DEMONSTRATION).all()
     while not (learner.replay.transitions.origin == Origin.SUCCESS).any():
         learner.update()
     learner.update()
     assert (learner.replay.transitions.origin == Origin.FAILURE).any()
-    origin = learner.replay.transitions.rows(learner._rows()).origin
+    origin = learner.replay.transitions.rows(learner.rows()).origin
     assert [int((origin == kind).sum()) for kind in Origin] == [32, 32, 0]
 
 
-def test_the_expectile_of_one_half_is_half_the_squared_error(make):
+@pytest.fixture(params=["idql", "otpr"])
+def implicit(make, request):
+    """A learner with an implicit critic, after a round."""
+    learner = make(request.param, **({"critic": "iql"} if request.param == "otpr" else {}))
+    learner.update()
+    return learner
+
+
+def test_the_expectile_of_one_half_is_half_the_squared_error(implicit):
     """And with expectile t a value above V counts t, one below 1 - t."""
-    learner = make("idql")
-    batch = learner.replay.transitions
+    critic, batch = implicit.implicit, implicit.replay.transitions
 
     def values(condition, chunks, generator):
         assert torch.equal(chunks, batch.chunk[:, None, :2])  # what was carried out
         return torch.linspace(0, 1, len(condition))[:, None]
 
-    learner.q.target_values = values
-    learner.value = lambda condition: torch.full((len(condition),), 0.4)
+    critic.q.target_values = values
+    critic.value = lambda condition: torch.full((len(condition),), 0.4)
     u = torch.linspace(0, 1, len(batch)) - 0.4
-    for expectile in (0.5, 0.8):
-        learner.config = replace(learner.config, expectile=expectile)
-        expected = torch.where(u > 0, expectile, 1 - expectile) * u**2
-        assert float(learner.v_loss(batch)) == pytest.approx(float(expected.mean()), rel=1e-5)
+    for critic.expectile in (0.5, 0.8):
+        expected = torch.where(u > 0, critic.expectile, 1 - critic.expectile) * u**2
+        loss = critic.v_loss(batch, implicit.replay.condition, implicit.generator)
+        assert float(loss) == pytest.approx(float(expected.mean()), rel=1e-5)
 
 
-def test_iqls_target_is_the_reward_at_an_end_and_the_final_states_value_where_it_was_cut_off(make):
-    learner = make("idql")
-    learner.update()
-    batch = learner.replay.transitions
+def test_iqls_target_is_the_reward_at_an_end_and_the_final_states_value_where_it_was_cut_off(implicit):
+    critic, batch, condition = implicit.implicit, implicit.replay.transitions, implicit.replay.condition
     cut_off = (batch.discount > 0) & ~torch.isin(batch.next_state, batch.state)  # nothing begins in a final state
     over = batch.discount == 0
     assert cut_off.any() and over.any()
     with torch.no_grad():
-        q = torch.sigmoid(learner.q.ensemble(learner.replay.condition[batch.state], batch.chunk[:, :2]))
-        y = batch.reward + batch.discount * learner.value(learner.replay.condition[batch.next_state])
+        q = torch.sigmoid(critic.q.ensemble(condition[batch.state], batch.chunk[:, :2]))
+        y = batch.reward + batch.discount * critic.value(condition[batch.next_state])
         assert torch.equal(y[over], batch.reward[over])
-        assert float(learner.q_loss(batch)) == pytest.approx(float((q - y).square().mean()), rel=1e-4)
-    learner._v_optimizer.zero_grad()
-    learner.q_loss(batch).backward()
-    assert all(parameter.grad is None for parameter in learner.v.parameters())
+        assert float(critic.q_loss(batch, condition)) == pytest.approx(float((q - y).square().mean()), rel=1e-4)
+    critic._v_optimizer.zero_grad()
+    critic.q_loss(batch, condition).backward()
+    assert all(parameter.grad is None for parameter in critic.v.parameters())
+
+
+def test_what_chooses_and_is_exported_is_the_implicit_critics_q(implicit):
+    assert implicit.critic is implicit.implicit.q
+    assert implicit.critic_config == {"width": 16, "depth": 2, "heads": 2, "pessimism": 1.0}
+    tensors = implicit.checkpoint().tensors
+    assert torch.equal(tensors["critic.head"], implicit.implicit.q.ensemble.head)

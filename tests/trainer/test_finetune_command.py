@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``otpr train otpr|idql|filtered_bc`` from a cloned policy to an evaluated file, and a run that is killed and resumed."""
+"""``otpr train ALGORITHM`` from a cloned policy to an evaluated file, and a run that is killed and resumed."""
 
 import csv
 import importlib
@@ -22,7 +22,12 @@ from otpr_trainer.commands import export as exporting
 from otpr_trainer.commands import train
 from otpr_trainer.finetune import Rounds
 
-COMMANDS = {"otpr": train.OTPR, "idql": train.IDQL, "filtered_bc": train.FILTERED_BC}
+COMMANDS = {"otpr": train.OTPR, "idql": train.IDQL, "filtered_bc": train.FILTERED_BC, "dawr": train.DAWR, "dipo": train.DIPO}
+NO_CRITIC = ("filtered_bc", "dawr")  # of chunks, to choose with
+ALIKE = {"drwr": train.DRWR, "dql": train.DQL, "qsm": train.QSM, "qvpo": train.QVPO}  # one of the above in all that is tested here
+ACTORS = {"dsrl": train.DSRL, "residual": train.RESIDUAL, "rlpd": train.RLPD}  # learn a Gaussian
+COMMANDS |= ACTORS | {"ars": train.ARS}
+NO_CRITIC += (*ACTORS, "ars")
 CHANGES = {"steps": 80, "evaluate_every": 40}
 ACTING = ["--sampler", "ddim", "--steps", 2, "--eta", 1, "--episodes", 4, "--workers", 1, "--json"]
 
@@ -78,13 +83,13 @@ def test_a_run_has_its_rows_its_critic_and_where_it_came_from(origin, name):
     ) == newest.step
     assert len(evaluations) == 1 + len({int(row["step"]) // 40 for row in metrics if int(row["step"]) >= 40})
     assert np.isfinite([float(value) for row in metrics + evaluations for value in row.values()]).all()
-    assert ("selected/success" in evaluations[0]) == (name != "filtered_bc") == (run.config.critic is not None)
+    assert ("selected/success" in evaluations[0]) == (name not in NO_CRITIC) == (run.config.critic is not None)
     tuned, cloned = run.policy().state_dict(), runs.load(origin / "clone").policy().state_dict()
-    changed = [key for key in tuned if not torch.equal(tuned[key], cloned[key])]
-    assert changed and all(key.startswith("network.") for key in changed)  # normalisers stay
+    changed = [key for key in tuned if key not in cloned or not torch.equal(tuned[key], cloned[key])]
+    assert changed and all(key.startswith(("network.", "gaussian.")) for key in changed)  # normalisers stay
 
 
-@pytest.mark.parametrize("name", ["otpr", "idql"])
+@pytest.mark.parametrize("name", ["otpr", "idql", "dipo"])
 def test_a_run_with_a_critic_is_evaluated_with_candidates(origin, capsys, name):
     capsys.readouterr()
     outcomes = []
@@ -93,6 +98,36 @@ def test_a_run_with_a_critic_is_evaluated_with_candidates(origin, capsys, name):
         outcomes.append(json.loads(capsys.readouterr().out))
     assert [outcome["candidates"] for outcome in outcomes] == [1, 4] and outcomes[0]["episodes"] == 4
     assert outcomes[0]["mean_steps"] != outcomes[1]["mean_steps"]  # the critic did choose
+
+
+@pytest.mark.parametrize("name", ACTORS)
+def test_a_run_with_an_actor_is_evaluated_as_it_learnt_to_act(origin, capsys, name):
+    """With the chain that it chose noise for, or none; a residual with any chain of its base."""
+    capsys.readouterr()
+    own = ACTING if name == "residual" else ACTING[6:]
+    outcomes = []
+    for _ in range(2):
+        assert run_command(evaluation.COMMAND, origin / name, *own) == 0
+        outcomes.append(json.loads(capsys.readouterr().out))
+    assert outcomes[0] == outcomes[1] and outcomes[0]["episodes"] == 4
+    if name != "residual":
+        with pytest.raises(RunError, match=r"a chain of its own.*leave out --sampler, --steps and --eta"):
+            run_command(evaluation.COMMAND, origin / name, *ACTING)
+
+
+def test_steered_noise_travels_in_the_file(origin, tmp_path):
+    """Exported without a word about the chain, since there is one only."""
+    file = tmp_path / "steered.onnx"
+    assert run_command(exporting.COMMAND, origin / "dsrl", "--out", file, "--episodes", 4, *ACTING[-3:]) == 0
+    manifest = artifact.load(file).manifest
+    assert (manifest.denoising.sampler, manifest.denoising.steps, manifest.denoising.eta) == ("ddim", 2, 0.0)
+    assert manifest.denoising.source == "noise actor" and manifest.evaluation.disagreements == 0
+    policy = OnnxPolicy.from_graph(artifact.load(file).content, manifest.policy, manifest.noise_shape)
+    observation = np.tile([0.5, 20.0, 20.0], (2, 1))
+    first, second = (policy.infer(observation, noise * np.ones(manifest.noise_shape)) for noise in (0.0, 2.0))
+    np.testing.assert_array_equal(first, second)  # nothing is drawn
+    with pytest.raises(RunError, match="a chain of its own"):
+        run_command(exporting.COMMAND, origin / "dsrl", "--out", tmp_path / "other.onnx", "--steps", 1, "--episodes", 4, *ACTING[-3:])
 
 
 def test_cloning_has_no_critic_to_choose_with(origin):
@@ -162,15 +197,15 @@ def test_more_workers_than_environments_are_as_many_as_environments(origin, tmp_
     assert rows(tmp_path / "run/metrics.csv") == rows(origin / "filtered_bc/metrics.csv")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS | ALIKE)
 def test_the_help_says_what_each_setting_is(capsys, name):
     with pytest.raises(SystemExit):
-        run_command(COMMANDS[name], "--help")
+        run_command((COMMANDS | ALIKE)[name], "--help")
     text = capsys.readouterr().out
     assert f"{name} settings" in text and "budget of environment steps" in text and "--init RUN" in text
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "ars"])  # which has no replay
 def test_a_fine_tuned_policy_says_which_states_its_own_episodes_have_seen(origin, name):
     """Its observation ranges are those of all of replay; with those of the demonstrations a robot would hold where it has learnt to act."""
     run = runs.load(origin / name)

@@ -63,6 +63,20 @@ def interrupted(folder, monkeypatch, *more):
     return runs.load(folder / "run")
 
 
+def test_a_variant_is_settings_to_start_from_and_single_flags_go_over_them(folder, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        begin(folder, "--variant", "slow")  # an algorithm without variants has no such flag
+    assert "--variant" in capsys.readouterr().err
+    monkeypatch.setattr(toy_algorithm, "VARIANTS", {"slow": {"steps": 40, "learning_rate": 1e-4}}, raising=False)
+    begin(folder, "--variant", "slow", "--steps", 50)
+    assert runs.load(folder / "run").config.settings == {"steps": 50, "learning_rate": 1e-4}
+    begin(folder, "--variant", "slow", "--steps", 50, "--resume")
+    with pytest.raises(RunError, match=r"not changed: steps 50 -> 40"):
+        begin(folder, "--variant", "slow", "--resume")
+    with pytest.raises(RunError, match="unknown variant 'quick'; known: slow"):
+        begin(folder, "--variant", "quick", "--resume")
+
+
 def test_an_algorithm_of_another_package_is_a_subcommand(folder, monkeypatch, capsys):
     metadata = folder / "site/toy_robotics-1.0.dist-info"
     metadata.mkdir(parents=True)

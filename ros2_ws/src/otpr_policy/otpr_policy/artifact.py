@@ -11,7 +11,7 @@ never follows a reference to another file.
 
 import json
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +23,8 @@ from onnx import numpy_helper
 from otpr_policy.errors import ArtifactError, SpecError
 from otpr_policy.spec import PolicySpec, is_number
 
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # a key with a default in the classes below is of version 2; a file of version 1 means the default
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)  # a key that came later has a default, which is what an older file means; see _since
 METADATA_KEY = "otpr.manifest"
 CHECKSUM_KEY = "otpr.sha256"
 SIZE_LIMIT_BYTES = 512 * 2**20  # far above any policy that meets a control deadline; bounds what a hostile file costs us
@@ -32,14 +32,20 @@ _RANDOM_OPERATORS = {"RandomNormal", "RandomNormalLike", "RandomUniform", "Rando
 _T = TypeVar("_T")
 
 
+def _since(version: int, default: Any) -> Any:
+    """A key of the manifest that files below ``version`` do without."""
+    return field(default=default, metadata={"since": version})
+
+
 @dataclass(frozen=True)
 class Denoising:
-    """The reverse process that is unrolled in the graph."""
+    """The chain that is unrolled in the graph."""
 
-    sampler: str  # "ddpm" or "ddim"
+    sampler: str  # "ddpm" or "ddim" of a diffusion, "bridge" of an interpolant
     steps: int  # denoising steps in the graph
-    train_steps: int  # length of the schedule it was trained with
-    eta: float  # DDIM's share of noise, 1 for DDPM
+    train_steps: int  # length of the schedule it was trained with; of an interpolant, the scale of its time
+    eta: float  # share of the noise of the sampler's stochastic form, 1 for DDPM
+    source: str = _since(3, "gaussian")  # what the chain starts from
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.train_steps < 1:
@@ -50,9 +56,9 @@ class Denoising:
 class Selection:
     """How many chains the graph runs, and by which critic's values it chooses one: the mean over heads - pessimism * their deviation."""
 
-    candidates: int = 1  # S; 1 is one chain and no critic
-    heads: int = 0  # critics of the ensemble
-    pessimism: float = 0.0  # in standard deviations over the heads
+    candidates: int = _since(2, 1)  # S; 1 is one chain and no critic
+    heads: int = _since(2, 0)  # critics of the ensemble
+    pessimism: float = _since(2, 0.0)  # in standard deviations over the heads
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.heads < 0 or self.pessimism < 0.0:
@@ -87,8 +93,10 @@ class Parity:
     tolerance: float  # largest error that export accepts
     step_errors: tuple[float, ...]  # per denoising step, as a fraction of the normalised range
     end_to_end_error: float  # of the actions, as a fraction of each action's range
-    value_error: float = 0.0  # of the values by which a candidate is chosen
-    near_ties: int = 0  # inputs whose best candidates' values differ by less than rounding, where any of these candidates is accepted
+    value_error: float = _since(2, 0.0)  # of the values by which a candidate is chosen
+    near_ties: int = _since(
+        2, 0
+    )  # inputs whose best candidates' values differ by less than rounding, where any of these candidates is accepted
 
     def __post_init__(self) -> None:
         if not 0 <= self.near_ties <= self.inputs:
@@ -123,7 +131,7 @@ class Manifest:
     provenance: Provenance
     parity: Parity
     evaluation: Evaluation
-    selection: Selection = field(default_factory=Selection)
+    selection: Selection = field(default_factory=Selection, metadata={"since": 2})
 
     def __post_init__(self) -> None:
         chunk = (self.policy.chunk_length, self.policy.action.size)
@@ -161,7 +169,7 @@ class Manifest:
             raise ArtifactError("the manifest is not a JSON object")
         version = data.get("schema_version")
         if type(version) is not int or version not in READABLE_VERSIONS:  # True and 1.0 equal 1
-            known = " and ".join(map(str, READABLE_VERSIONS))
+            known = f"{', '.join(map(str, READABLE_VERSIONS[:-1]))} and {READABLE_VERSIONS[-1]}"
             raise ArtifactError(f"manifest schema version {version!r}; this runtime reads versions {known}")
         sections = {"schema_version", *_keys(cls, version)}
         if set(data) != sections:
@@ -170,6 +178,8 @@ class Manifest:
             policy = PolicySpec.from_json(data["policy"])
         except SpecError as error:
             raise ArtifactError(f"manifest policy: {error}") from error
+        if ("reads_previous" in data["policy"]) != (version >= 3):
+            raise ArtifactError("manifest policy: the key reads_previous is of version 3, and every file of that version has it")
         shape = data["noise_shape"]
         if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
             raise ArtifactError(f"manifest noise_shape {shape!r} is not a list of positive whole numbers")
@@ -324,9 +334,7 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _keys(kind: type[Any], version: int) -> dict[str, Any]:
     """Keys of a section and their types in a version of the schema."""
-    return {
-        field.name: field.type for field in fields(kind) if version > 1 or (field.default is MISSING and field.default_factory is MISSING)
-    }
+    return {field.name: field.type for field in fields(kind) if field.metadata.get("since", 1) <= version}
 
 
 def _record(kind: type[_T], data: Any, version: int) -> _T:
@@ -360,6 +368,8 @@ def _check_signature(model: onnx.ModelProto, manifest: Manifest) -> None:
         "noise": [1, *manifest.noise_shape],
     }
     expected_outputs = {"action": [1, policy.chunk_length, policy.action.size]}
+    if policy.reads_previous:
+        expected_inputs["previous"] = expected_outputs["action"]
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     for side, values, expected in (("inputs", inputs, expected_inputs), ("outputs", list(model.graph.output), expected_outputs)):

@@ -25,8 +25,11 @@ class ChunkPolicy(Protocol):
     def noise_shape(self) -> tuple[int, ...]:
         """Shape of the standard normal numbers that one inference consumes."""
 
-    def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
-        """Observations (To, Do) and noise (noise_shape) to actions (Ta, Da), in physical units."""
+    def infer(self, observation: NDArray[Any], noise: NDArray[Any], previous: NDArray[Any] | None = None) -> Array:
+        """Observations (To, Do) and noise (noise_shape) to actions (Ta, Da), in physical units.
+
+        ``previous``: what the last inference yielded (Ta, Da), None at a start; given only if ``spec.reads_previous``.
+        """
 
 
 def episode_rng(seed: int, episode: int) -> np.random.Generator:
@@ -91,7 +94,8 @@ class RecedingHorizon:
         self._history.append(observation)
         if self.inference_due:
             noise = self._rng.standard_normal(self._policy.noise_shape)
-            chunk = self._policy.infer(self._history.stack(), noise)
+            known = (self._chunk,) if self._policy.spec.reads_previous and len(self._chunk) else ()
+            chunk = self._policy.infer(self._history.stack(), noise, *known)
             if len(chunk) != self._policy.spec.chunk_length:
                 raise ValueError(f"the policy yields {len(chunk)} actions, its spec says {self._policy.spec.chunk_length}")
             self._chunk = chunk

@@ -71,9 +71,9 @@ class TimedPolicy:
         """Shape of one inference's noise."""
         return self._policy.noise_shape
 
-    def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
+    def infer(self, observation: NDArray[Any], noise: NDArray[Any], previous: NDArray[Any] | None = None) -> Array:
         """Infers and notes the duration; see :class:`otpr_policy.chunk.ChunkPolicy`."""
         start = self._clock()
-        action = self._policy.infer(observation, noise)
+        action = self._policy.infer(observation, noise, *(() if previous is None else (previous,)))
         self.durations_s.append(self._clock() - start)
         return action

@@ -24,7 +24,8 @@ class OnnxPolicy:
         """Opens a session on checked content and warms it up.
 
         Args:
-            content: an ONNX file whose graph has inputs ``observation`` and ``noise`` and output ``action``.
+            content: an ONNX file whose graph has inputs ``observation``, ``noise`` and, if the spec says so, ``previous``, and output
+                ``action``.
             spec: what the numbers mean.
             noise_shape: shape of one inference's noise.
             providers: execution providers, best first; by default CUDA where this ONNX Runtime has it, else CPU.
@@ -42,6 +43,9 @@ class OnnxPolicy:
         self._observation = np.zeros((1, spec.observation_horizon, spec.observation.size), dtype=np.float32)
         self._noise = np.zeros((1, *noise_shape), dtype=np.float32)
         self._action_shape = (1, spec.chunk_length, spec.action.size)
+        self._inputs = {"observation": self._observation, "noise": self._noise}
+        if spec.reads_previous:
+            self._inputs["previous"] = np.full(self._action_shape, np.nan, dtype=np.float32)
         if _CUDA in wanted:
             onnxruntime.preload_dlls()  # pip's CUDA libraries are not where the loader looks
         try:
@@ -64,8 +68,8 @@ class OnnxPolicy:
         check_model(content)
         return cls(content, spec, noise_shape, ("CPUExecutionProvider",))
 
-    def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
-        """Observations (To, Do) and noise (noise_shape) to actions (Ta, Da), in physical units.
+    def infer(self, observation: NDArray[Any], noise: NDArray[Any], previous: NDArray[Any] | None = None) -> Array:
+        """See ChunkPolicy. A graph that reads the previous chunk is told of none by NaN.
 
         Raises ValueError on another shape: numpy would otherwise broadcast one observation over the history. A graph
         can compute the shape of its output, so what it declares is no proof of that either.
@@ -76,7 +80,11 @@ class OnnxPolicy:
             )
         self._observation[0] = observation
         self._noise[0] = noise
-        (action,) = self._session.run(["action"], {"observation": self._observation, "noise": self._noise})
+        if self.spec.reads_previous:
+            if previous is not None and previous.shape != self._action_shape[1:]:
+                raise ValueError(f"previous chunk {previous.shape}, expected {self._action_shape[1:]}")
+            self._inputs["previous"][0] = np.nan if previous is None else previous
+        (action,) = self._session.run(["action"], self._inputs)
         if action.shape != self._action_shape:
             raise ValueError(f"the graph yields an action of shape {action.shape}, expected {self._action_shape}")
         return np.asarray(action[0], dtype=np.float64)

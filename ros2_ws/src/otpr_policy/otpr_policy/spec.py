@@ -174,6 +174,7 @@ class PolicySpec:
         chunk_length: Ta, how many actions one inference yields.
         executed_length: how many of them are carried out before the next inference, 1..Ta.
         control_rate_hz: actions per second.
+        reads_previous: whether the policy is also shown the chunk of the last inference, to start from.
 
     Raises:
         SpecError: a length is out of range or the rate is not a positive number.
@@ -185,6 +186,7 @@ class PolicySpec:
     chunk_length: int
     executed_length: int
     control_rate_hz: float
+    reads_previous: bool = False
 
     def __post_init__(self) -> None:
         if self.observation_horizon < 1 or self.chunk_length < 1:
@@ -208,13 +210,14 @@ class PolicySpec:
             "chunk_length": self.chunk_length,
             "executed_length": self.executed_length,
             "control_rate_hz": self.control_rate_hz,
+            "reads_previous": self.reads_previous,
         }
 
     @classmethod
     def from_json(cls, data: Any) -> "PolicySpec":
-        """Parses :meth:`to_json`'s form. Raises SpecError naming what is wrong."""
+        """Parses :meth:`to_json`'s form, also without ``reads_previous``, which came later. Raises SpecError naming what is wrong."""
         keys = {"observation", "action", "observation_horizon", "chunk_length", "executed_length", "control_rate_hz"}
-        if not isinstance(data, dict) or set(data) != keys:
+        if not isinstance(data, dict) or set(data) - {"reads_previous"} != keys:
             got = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise SpecError(f"a policy spec needs exactly the keys {', '.join(sorted(keys))}; got {got}")
         return cls(
@@ -224,6 +227,7 @@ class PolicySpec:
             _count(data, "chunk_length"),
             _count(data, "executed_length"),
             _number(data["control_rate_hz"], "control_rate_hz"),
+            _flag(data, "reads_previous"),
         )
 
 
@@ -256,6 +260,14 @@ def _count(data: dict[str, Any], key: str) -> int:
     value = data[key]
     if not isinstance(value, int) or isinstance(value, bool):
         raise SpecError(f"{key} must be a whole number, got {value!r}")
+    return value
+
+
+def _flag(data: dict[str, Any], key: str) -> bool:
+    """False where the key is absent."""
+    value = data.get(key, False)
+    if not isinstance(value, bool):
+        raise SpecError(f"{key} must be true or false, got {value!r:.80}")
     return value
 
 

@@ -2,28 +2,40 @@
 """A diffusion policy while it is fine-tuned: the network that learns, and its running average, which acts and is kept."""
 
 import copy
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from otpr_policy.spec import Array, PolicySpec
 from otpr_trainer.checkpoint import optimizer_state, restore_optimizer, select
-from otpr_trainer.diffusion import ReverseChain, reverse_chain
 from otpr_trainer.policy import DiffusionPolicy
+from otpr_trainer.sampler import ChunkSampler
 
-DRAW_BATCH = 4096  # states per pass of the chain: more only costs memory
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Rows to imitate: ``condition`` (R, To * Do), clean normalised chunks ``x_0`` (R, Ta, Da), ``weight`` (R,)."""
+
+    condition: Tensor
+    x_0: Tensor
+    weight: Tensor
+
+    def rows(self, index: Tensor) -> "Targets":
+        """The rows at ``index``."""
+        return Targets(self.condition[index], self.x_0[index], self.weight[index])
+
+    @classmethod
+    def joined(cls, parts: "list[Targets]") -> "Targets":
+        """All rows of all parts."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("condition", "x_0", "weight")))
 
 
-class DiffusionActor:
-    """Learns by denoising score matching; samples chunks with few steps of DDIM at eta 1, as the exported policy does.
+class DiffusionActor(ChunkSampler):
+    """Learns by denoising score matching; samples chunks of its average with eta 1, as the exported policy does.
 
     Attributes:
         learner: the network that gradient steps change.
         average: its exponential moving average.
-        reverse: the chain that samples.
     """
 
     def __init__(
@@ -32,43 +44,32 @@ class DiffusionActor:
         """Starts at ``start``, which is left alone. All randomness comes from ``generator``."""
         self.learner = copy.deepcopy(start).train().requires_grad_(True)
         self.average = copy.deepcopy(start).eval().requires_grad_(False)
-        self.reverse: ReverseChain = reverse_chain(start.schedule, "ddim", min(sampling_steps, start.schedule.steps), eta=1.0)
+        super().__init__(self.average, sampling_steps=sampling_steps, generator=generator)
         self._ema_decay = ema_decay
-        self._generator = generator
         self._optimizer = torch.optim.AdamW(self.learner.parameters(), learning_rate, weight_decay=1e-6, fused=True)
-
-    @property
-    def spec(self) -> PolicySpec:
-        """What the policy reads and writes."""
-        return self.average.config.spec
-
-    @property
-    def noise_shape(self) -> tuple[int, int, int]:
-        """(n, Ta, Da), the normal draws of one chain."""
-        return self.reverse.noise_count(), self.spec.chunk_length, self.spec.action.size
-
-    def condition(self, observation: NDArray[Any]) -> Tensor:
-        """Observations (B, To, Do) in physical units to network conditions (B, To * Do)."""
-        return self.average.condition(torch.as_tensor(observation, dtype=torch.float32))
-
-    def normalized(self, action: NDArray[Any]) -> Tensor:
-        """Actions (..., Da) in physical units to what the chain works on."""
-        return self.average.action.normalize(torch.as_tensor(action, dtype=torch.float32))
-
-    def physical(self, chunk: Tensor) -> Array:
-        """Normalised chunks (B, Ta, Da) to physical units, within the action's bounds."""
-        return self.average.physical_action(chunk).numpy().astype(np.float64)
 
     def denoising_loss(self, condition: Tensor, x_0: Tensor) -> Tensor:
         """|| eps - eps_theta(x_k, k, s) ||^2 of each row, mean over elements, (B,); k uniform (DDPM eq. 14).
 
         condition: (B, To * Do); x_0: normalised chunks (B, Ta, Da).
         """
+        x_k, k, eps = self.noised(x_0)
+        return ((eps - self.predicted_noise(x_k, k, condition)) ** 2).flatten(1).mean(1)
+
+    def noised(self, x_0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x_k (B, Ta, Da) of clean chunks x_0, the k (B,) that were drawn uniformly, and the noise eps (B, Ta, Da) in it."""
         k = torch.randint(self.learner.schedule.steps, (len(x_0),), generator=self._generator)
         eps = torch.randn(x_0.shape, generator=self._generator)
-        x_k = self.learner.schedule.add_noise(x_0, k, eps)
+        return self.learner.schedule.add_noise(x_0, k, eps), k, eps
+
+    def predicted_noise(self, x_k: Tensor, k: Tensor, condition: Tensor) -> Tensor:
+        """eps_theta(x_k, k, s), (B, Ta, Da), of the network that learns. x_k: (B, Ta, Da); k: (B,); condition: (B, To * Do)."""
         eps_theta: Tensor = self.learner.network(x_k, k, condition)
-        return ((eps - eps_theta) ** 2).flatten(1).mean(1)
+        return eps_theta
+
+    def cloning_loss(self, targets: Targets) -> Tensor:
+        """E w || eps - eps_theta(x_k, k, s) ||^2: weighted cloning of some rows."""
+        return (targets.weight * self.denoising_loss(targets.condition, targets.x_0)).mean()
 
     def step(self, loss: Tensor) -> Tensor:
         """One gradient step on ``loss``, and the average follows; returns the gradient's norm."""
@@ -80,24 +81,10 @@ class DiffusionActor:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.learner.parameters()), 1.0 - self._ema_decay)
         return norm
 
-    @torch.no_grad()
-    def sample(self, condition: Tensor, noise: Tensor) -> Tensor:
-        """Normalised chunks of the average, (B, S, Ta, Da). condition: (B, To * Do); noise: (B, S, *noise_shape)."""
-        network, count = self.average.network, noise.shape[1]
-        context = network.condition_term(condition).repeat_interleave(count, 0)
-        times = dict(zip(self.reverse.timesteps, network.time_term(torch.tensor(self.reverse.timesteps)), strict=True))
-        chain = self.reverse.sample(lambda x_k, k: network.denoise(x_k, context + times[k]), noise.flatten(0, 1))
-        return chain[-1].reshape(*noise.shape[:2], *chain[-1].shape[1:])
-
-    def draw(self, condition: Tensor, count: int) -> Tensor:
-        """``count`` fresh chunks in each state, (B, count, Ta, Da)."""
-        if count == 0:
-            return condition.new_empty((len(condition), 0, *self.noise_shape[1:]))
-        parts = [
-            self.sample(part, torch.randn((len(part), count, *self.noise_shape), generator=self._generator))
-            for part in condition.split(DRAW_BATCH)
-        ]
-        return torch.cat(parts)
+    def learner_sample(self, condition: Tensor) -> Tensor:
+        """A fresh normalised chunk of the network that learns in each state, (B, Ta, Da), with its gradient through all steps."""
+        noise = torch.randn((len(condition), 1, *self.noise_shape), generator=self._generator)
+        return self.chunks(self.learner.network, condition, noise)[:, 0]
 
     def tensors(self) -> dict[str, Tensor]:
         """State by name; the average as ``policy.*``, which is what evaluation and export read."""

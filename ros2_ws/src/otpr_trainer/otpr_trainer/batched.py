@@ -90,6 +90,7 @@ def collect_episodes(vector: VectorEnv, policy: BatchPolicy, seed: int, episodes
         EnvironmentSetupError: an episode was lost again and again.
     """
     assert vector.executed_length == policy.spec.executed_length
+    assert not policy.spec.reads_previous, "previous chunks are kept by RecedingHorizon alone"
     wanted: Iterable[int] = range(episodes)
     for _ in range(ATTEMPTS):
         lost: list[int] = []

@@ -3,6 +3,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from math import inf
 from typing import Any, TypeVar
 
@@ -46,6 +47,19 @@ def given(arguments: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
     """The settings that were on the command line."""
     names = {field.name for field in dataclasses.fields(kind)}
     return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def of_variant(algorithm: Any, name: str) -> dict[str, Any]:
+    """The settings of an algorithm's named variant (``VARIANTS`` of its module, if it has any). Raises RunError on another name."""
+    known = variants(algorithm)
+    if name not in known:
+        raise RunError(unknown("variant", name, known))
+    return dict(known[name])
+
+
+def variants(algorithm: Any) -> Mapping[str, Mapping[str, Any]]:
+    """An algorithm's settings by name, such as those of its paper; none where its module has no ``VARIANTS``."""
+    return getattr(algorithm, "VARIANTS", {})
 
 
 def from_json(kind: type[Config], data: Any) -> Config:

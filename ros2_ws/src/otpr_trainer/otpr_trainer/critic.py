@@ -54,6 +54,20 @@ class ChunkCritic:
         """Q of every chunk in every state, (E, n, m). condition: (n, To * Do); chunks: executed parts, (m, L, Da)."""
         return torch.sigmoid(self.ensemble.cross(condition, chunks))
 
+    def chunk_values(self, condition: Tensor, chunk: Tensor) -> Tensor:
+        """Q of one chunk in each state, (E, B), whose gradient passes to the chunk alone and never to the critics.
+
+        condition: (B, To * Do); chunk: executed parts, (B, L, Da).
+        """
+        frozen = {name: parameter.detach() for name, parameter in self.ensemble.named_parameters()}
+        return torch.sigmoid(torch.func.functional_call(self.ensemble, frozen, (condition, chunk)))
+
+    def action_gradient(self, condition: Tensor, chunk: Tensor, pessimism: float = 0.0) -> Tensor:
+        """dQ/da at some chunks, (B, L, Da), Q read off the ensemble with ``pessimism``. Shapes as in :meth:`chunk_values`."""
+        chunk = chunk.detach().requires_grad_()
+        value = pessimistic_value(self.chunk_values(condition, chunk), pessimism)
+        return torch.autograd.grad(value.sum(), chunk)[0]
+
     def lower_bound(self, values: Tensor) -> Tensor:
         """What selection at run time reads off an ensemble: (E, ...) to (...)."""
         return pessimistic_value(values, self.pessimism)

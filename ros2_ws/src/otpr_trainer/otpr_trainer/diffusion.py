@@ -11,9 +11,11 @@ DDPM and DDIM (Song et al. 2021, arXiv 2010.02502) are the same recursion with d
 so sampling, log-probabilities and export are each written once.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +27,11 @@ from otpr_policy.spec import Array
 SAMPLERS = ("ddim", "ddpm")
 NOISE_CLIP = 3.0  # step noise beyond 3 sigma is cut (DPPO, arXiv 2409.00588): a rare draw must not throw an arm
 
+Predictor = Callable[[Tensor, Any], Tensor]
+"""``(x (B, ...), time as the network is shown it) -> prediction (B, ...)``; the condition is closed over."""
+
 NoisePredictor = Callable[[Tensor, int], Tensor]
-"""``(x_k (B, ...), training step k) -> eps (B, ...)``; the condition is closed over."""
+"""The same of a diffusion model: ``(x_k (B, ...), training step k) -> eps (B, ...)``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,27 +65,21 @@ def cosine_schedule(steps: int) -> NoiseSchedule:
 
 
 @dataclass(frozen=True, eq=False)
-class ReverseChain:
-    """The reverse process as tables over its n steps, noisiest first; computed in float64, used in the data's type.
+class Chain(ABC):
+    """A sampler as tables over its n steps; kinds of policies differ in where a step's mean lies.
 
     Args:
-        sampler: ``ddpm`` or ``ddim``.
-        eta: share of DDPM's noise, 0 (deterministic) to 1.
-        train_steps: K of the schedule.
-        timesteps: training step that each sampling step starts from, (n,).
-        alpha_bar: signal share there, (n,).
-        x_0_weight: a_i, (n,).
-        x_k_weight: b_i, (n,).
-        std: sigma_i, (n,); the last is 0, so that the last x_prev is x0_hat itself.
+        sampler: its name.
+        eta: share of the noise of its stochastic form, 0 (deterministic) to 1.
+        train_steps: K, the length of the schedule of training.
+        timesteps: time that the network is shown at each step, (n,); of diffusion a training step.
+        std: sigma_i, (n,), of the noise behind the mean; the last is 0.
     """
 
     sampler: str
     eta: float
     train_steps: int
-    timesteps: tuple[int, ...]
-    alpha_bar: Array
-    x_0_weight: Array
-    x_k_weight: Array
+    timesteps: tuple[float, ...]
     std: Array
 
     @property
@@ -88,40 +87,73 @@ class ReverseChain:
         """n, the number of sampling steps."""
         return len(self.timesteps)
 
-    def noise_count(self, std_floor: float = 0.0) -> int:
-        """How many normal draws of the data's shape one chain uses: the start, and one for each step with noise."""
-        return 1 + int(np.count_nonzero(np.maximum(self.std, std_floor)))
+    def step_draws(self, std_floor: float = 0.0) -> int:
+        """How many normal draws of the data's shape the steps use: one for each that adds noise."""
+        return int(np.count_nonzero(np.maximum(self.std, std_floor)))
 
-    def predict_x_0(self, step: int | Tensor, x_k: Tensor, eps: Tensor) -> Tensor:
-        """x0_hat, in [-1, 1]. ``step``: position in the chain, one for all or one per row (B,)."""
-        x_0 = (x_k - _at(np.sqrt(1.0 - self.alpha_bar), step, x_k) * eps) / _at(np.sqrt(self.alpha_bar), step, x_k)
-        return x_0.clamp(-1.0, 1.0)
+    @abstractmethod
+    def mean(self, step: int, x: Tensor, prediction: Tensor) -> Tensor:
+        """Mean of what follows x (B, ...) at a position in the chain, given what the network predicts there."""
 
-    def mean(self, step: int | Tensor, x_k: Tensor, eps: Tensor) -> Tensor:
-        """Mean of x_prev given x_k: a_i x0_hat + b_i x_k."""
-        return _at(self.x_0_weight, step, x_k) * self.predict_x_0(step, x_k, eps) + _at(self.x_k_weight, step, x_k) * x_k
-
-    def sample(self, predict_noise: NoisePredictor, noise: Tensor, std_floor: float = 0.0) -> list[Tensor]:
+    def run(self, predict: Predictor, start: Tensor, noise: Tensor, std_floor: float = 0.0) -> list[Tensor]:
         """Runs the chain.
 
         Args:
-            predict_noise: the trained network.
-            noise: standard normal draws, (B, noise_count(std_floor), ...).
+            predict: the trained network.
+            start: where it starts, (B, ...).
+            noise: standard normal draws, (B, step_draws(std_floor), ...).
             std_floor: least standard deviation of a step, for exploration.
 
         Returns:
             n + 1 tensors (B, ...): the start, then the result of each step. The last is the sample.
         """
-        assert noise.shape[1] == self.noise_count(std_floor), (noise.shape, self.noise_count(std_floor))
-        chain, used = [noise[:, 0]], 1
-        for step, k in enumerate(self.timesteps):
-            x = self.mean(step, chain[-1], predict_noise(chain[-1], k))
+        assert noise.shape[1] == self.step_draws(std_floor), (noise.shape, self.step_draws(std_floor))
+        chain, used = [start], 0
+        for step, time in enumerate(self.timesteps):
+            x = self.mean(step, chain[-1], predict(chain[-1], time))
             std = max(float(self.std[step]), std_floor)
             if std > 0.0:
                 x = x + std * noise[:, used].clamp(-NOISE_CLIP, NOISE_CLIP)
                 used += 1
             chain.append(x)
         return chain
+
+
+@dataclass(frozen=True, eq=False)
+class ReverseChain(Chain):
+    """The reverse process, noisiest first; tables computed in float64, used in the data's type.
+
+    Args:
+        sampler: ``ddpm`` or ``ddim``.
+        eta: share of DDPM's noise, 0 (deterministic) to 1.
+        timesteps: training step that each sampling step starts from, (n,).
+        std: sigma_i, (n,); the last is 0, so that the last x_prev is x0_hat itself.
+        alpha_bar: signal share there, (n,).
+        x_0_weight: a_i, (n,).
+        x_k_weight: b_i, (n,).
+    """
+
+    timesteps: tuple[int, ...]
+    alpha_bar: Array
+    x_0_weight: Array
+    x_k_weight: Array
+
+    def noise_count(self, std_floor: float = 0.0) -> int:
+        """How many normal draws of the data's shape one chain uses: the start, and one for each step with noise."""
+        return 1 + self.step_draws(std_floor)
+
+    def predict_x_0(self, step: int | Tensor, x_k: Tensor, eps: Tensor) -> Tensor:
+        """x0_hat, in [-1, 1]. ``step``: position in the chain, one for all or one per row (B,)."""
+        x_0 = (x_k - _at(np.sqrt(1.0 - self.alpha_bar), step, x_k) * eps) / _at(np.sqrt(self.alpha_bar), step, x_k)
+        return x_0.clamp(-1.0, 1.0)
+
+    def mean(self, step: int | Tensor, x: Tensor, prediction: Tensor) -> Tensor:
+        """Mean of x_prev given x_k and the predicted eps: a_i x0_hat + b_i x_k. ``step``: as for :meth:`predict_x_0`."""
+        return _at(self.x_0_weight, step, x) * self.predict_x_0(step, x, prediction) + _at(self.x_k_weight, step, x) * x
+
+    def sample(self, predict_noise: NoisePredictor, noise: Tensor, std_floor: float = 0.0) -> list[Tensor]:
+        """Runs the chain from noise, (B, noise_count(std_floor), ...); see :meth:`Chain.run`."""
+        return self.run(predict_noise, noise[:, 0], noise[:, 1:], std_floor)
 
     def step_log_prob(self, step: int | Tensor, x_prev: Tensor, x_k: Tensor, eps: Tensor, std_floor: float) -> Tensor:
         """Log N(x_prev; mean, max(sigma_i, std_floor)) of each element, (B, ...) (DPPO sec. 4). ``std_floor`` > 0 where sigma_i is 0."""

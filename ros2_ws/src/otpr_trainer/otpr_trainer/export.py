@@ -9,7 +9,8 @@ not one with itself:
 3. in the task, both policies on the same episodes with the same noise.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from otpr_policy import __version__
 from otpr_policy.artifact import Denoising, Evaluation, Manifest, Parity, PolicyArtifact, Provenance, Selection, embed, parse
-from otpr_policy.errors import ArtifactError
+from otpr_policy.errors import ArtifactError, RunError
 from otpr_policy.files import check_writable, refuse_existing, write_bytes
 from otpr_policy.spec import Array
 from otpr_trainer.evaluate import EvaluationResult, evaluate
@@ -53,7 +54,7 @@ def export(
     Args:
         run: training run.
         output: path of the policy file.
-        sampler: ``ddim`` or ``ddpm``.
+        sampler: ``ddim`` or ``ddpm`` of a diffusion, ``bridge`` of an interpolant.
         steps: denoising steps in the graph; None for all training steps.
         eta: DDIM's share of noise, 0 to 1.
         episodes: paired episodes of torch and artifact.
@@ -64,7 +65,7 @@ def export(
 
     Raises:
         OutputError: ``output`` exists or cannot be written.
-        RunError: no checkpoint, unknown sampler, steps out of range, or several candidates of a run that has no critic.
+        RunError: no checkpoint, unknown sampler, steps out of range or none, or several candidates of a run that has no critic.
         ArtifactError: the graph does not compute what torch computes, or its choice cannot be told from another.
     """
     output = Path(output)
@@ -73,6 +74,8 @@ def export(
     weights = WeightsSource.of_run(run, sampler, steps, eta, candidates)
     reference = weights.open()
     assert isinstance(reference, TorchPolicy)
+    if reference.reverse.steps == 0:
+        raise RunError("a policy file takes at least 1 step; with none there is the source alone, which 'otpr eval --steps 0' judges")
     model = to_onnx(reference)
     parity = prove(reference, model, to_onnx(reference, with_chain=True))
     graph = GraphSource(model.SerializeToString(), reference.spec, reference.noise_shape)
@@ -123,10 +126,20 @@ def prove(policy: TorchPolicy, model: onnx.ModelProto, model_with_chain: onnx.Mo
 
 @dataclass(frozen=True, eq=False)
 class ProofInputs:
-    """``observation`` (N, To, Do) over and at the ends of the training range, ``noise`` (N, *noise_shape)."""
+    """``observation`` (N, To, Do) over and at the ends of the training range, ``noise`` (N, *noise_shape).
+
+    ``previous`` (N, Ta, Da) for a policy that reads its previous chunk: anything within the bounds, and NaN in every other row.
+    """
 
     observation: Array
     noise: Array
+    previous: Array | None = None
+
+    def rows(self) -> Iterator[dict[str, NDArray[np.float32]]]:
+        """One input at a time, by name."""
+        named = {"observation": self.observation, "noise": self.noise, "previous": self.previous}
+        known = {name: values.astype(np.float32) for name, values in named.items() if values is not None}
+        return (dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True))
 
 
 def proof_inputs(policy: TorchPolicy, count: int) -> ProofInputs:
@@ -136,7 +149,12 @@ def proof_inputs(policy: TorchPolicy, count: int) -> ProofInputs:
     share = rng.uniform(size=(count, spec.observation_horizon, spec.observation.size))
     share[count // 2 :] = share[count // 2 :].round()
     low, high = spec.observation.low, spec.observation.high
-    return ProofInputs(low + share * (high - low), rng.standard_normal((count, *policy.noise_shape)))
+    inputs = ProofInputs(low + share * (high - low), rng.standard_normal((count, *policy.noise_shape)))
+    if not spec.reads_previous:
+        return inputs
+    previous = rng.uniform(spec.action.low, spec.action.high, (count, spec.chunk_length, spec.action.size))
+    previous[::2] = np.nan
+    return replace(inputs, previous=previous)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,13 +171,13 @@ class _Outcomes:
 def _torch_outcomes(policy: TorchPolicy, inputs: ProofInputs) -> _Outcomes:
     """One input at a time, as on the robot."""
     chains, values, candidates, actions = [], [], [], []
-    for observation, noise in zip(inputs.observation, inputs.noise, strict=True):
-        batch = torch.as_tensor(observation, dtype=torch.float32)[None]
-        chain = policy.chains(batch, torch.as_tensor(noise, dtype=torch.float32)[None])
+    for row in inputs.rows():
+        batch, *others = (torch.as_tensor(value)[None] for value in row.values())
+        chain = policy.chains(batch, *others)
         chains.append(torch.stack(chain, dim=1).numpy())
         values.append(policy.values(batch, chain[-1])[0].numpy() if isinstance(policy, SelectingPolicy) else np.zeros(1))
         candidates.append(policy.policy.physical_action(chain[-1]).numpy())
-        actions.append(policy.infer(observation, noise))
+        actions.append(policy.infer(*row.values()))
     return _Outcomes(np.stack(chains), np.stack(values), np.stack(candidates), np.stack(actions))
 
 
@@ -185,8 +203,7 @@ def _run(model: onnx.ModelProto, inputs: ProofInputs) -> dict[str, Array]:
     """Each output of the graph over all inputs, (N, ...); ``action`` and what has a row per candidate."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    rows = zip(inputs.observation.astype(np.float32), inputs.noise.astype(np.float32), strict=True)
-    outputs = [session.run(names, {"observation": observation[None], "noise": noise[None]}) for observation, noise in rows]
+    outputs = [session.run(names, {name: value[None] for name, value in row.items()}) for row in inputs.rows()]
     stacked = {name: np.stack(values).astype(np.float64) for name, values in zip(names, zip(*outputs, strict=True), strict=True)}
     return {**stacked, "action": stacked["action"][:, 0]}
 
@@ -196,7 +213,7 @@ def _manifest(run: Run, policy: TorchPolicy, parity: Parity, trained: Evaluation
     return Manifest(
         policy=policy.spec,
         noise_shape=policy.noise_shape,
-        denoising=Denoising(reverse.sampler, reverse.steps, reverse.train_steps, reverse.eta),
+        denoising=Denoising(reverse.sampler, reverse.steps, reverse.train_steps, reverse.eta, policy.policy.source_label),
         selection=_selection(policy),
         provenance=Provenance(
             algorithm=config.algorithm,

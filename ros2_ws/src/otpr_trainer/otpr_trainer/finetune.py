@@ -30,8 +30,10 @@ from otpr_trainer.config import not_negative, positive, setting
 from otpr_trainer.data.replay import Replay, Trajectory, of_demonstrations
 from otpr_trainer.interaction import Account, Actor, Played, play
 from otpr_trainer.learner import Setup, retry_seed
+from otpr_trainer.policy import DiffusionPolicy
 from otpr_trainer.rollout import SEED_LIMIT, check_fit
 from otpr_trainer.run import SEEN
+from otpr_trainer.sampler import ChunkSampler
 
 SEED_OFFSET = SEED_LIMIT
 FIRST_EPISODE = 1_000_000_000
@@ -215,19 +217,26 @@ class Rounds(learner.Learner):
             self._vector = self._make_vector()
         return self._vector
 
+    def play_episodes(self, numbers: range) -> list[Played]:
+        """Plays training episodes. Returns those that came to their end."""
+        return self.played_by(self.acting(), numbers)
+
+    def played_by(self, actor: Actor, numbers: range) -> list[Played]:
+        """Training episodes of these numbers, in their order: that in which they end depends on the workers."""
+        found = play(self._environments(), actor, self._seed + SEED_OFFSET, numbers, self._account)
+        return sorted(found, key=lambda episode: episode.episode)
+
     def _play_round(self) -> float:
         """Plays the episodes of a round; returns the share of successes."""
-        actor, count = self.acting(), self.episodes_per_round
+        count = self.episodes_per_round
         for _ in range(BARREN_ROUNDS):
             first = FIRST_EPISODE + self._round * count
-            numbers = range(first, first + count)
             self._round += 1
-            played = list(play(self._environments(), actor, self._seed + SEED_OFFSET, numbers, self._account))
-            if played:
+            if played := self.play_episodes(range(first, first + count)):
                 break
         else:
             raise EnvironmentSetupError(f"{BARREN_ROUNDS} rounds of {count} episodes were all lost with their worker processes")
-        for episode in sorted(played, key=lambda episode: episode.episode):  # the order of their ends depends on the workers
+        for episode in played:
             self.see(episode.trajectory)
             self.keep(episode)
             self._recent.append(episode.success)
@@ -239,10 +248,14 @@ class Rounds(learner.Learner):
         self._seen_high = np.maximum(self._seen_high, trajectory.observation.max(0))
 
 
-class FineTuner(Rounds):
-    """A learner that plays into replay, demonstrations first, and whose policy clones what it chooses from there."""
+class ReplayRounds(Rounds):
+    """A learner that plays into replay, demonstrations first.
 
-    def __init__(self, config: Settings, setup: Setup, *, gamma: float = 1.0, candidates: int = 0) -> None:
+    Attributes:
+        actor: whose conditions, normalised chunks and, on request, candidates are what replay holds.
+    """
+
+    def __init__(self, config: PlaySettings, setup: Setup, *, gamma: float = 1.0, candidates: int = 0) -> None:
         """Puts the demonstrations into replay.
 
         Args:
@@ -258,13 +271,7 @@ class FineTuner(Rounds):
         super().__init__(config, setup)
         assert setup.start is not None
         spec = self.policy_config.spec
-        self.actor = DiffusionActor(
-            setup.start,
-            sampling_steps=config.sampling_steps,
-            learning_rate=config.actor_learning_rate,
-            ema_decay=config.actor_ema,
-            generator=self.generator,
-        )
+        self.actor = self.make_actor(setup.start)
         self.replay = Replay(spec.observation_horizon, spec.chunk_length, spec.executed_length, gamma)
         self._candidates = candidates
         for trajectory in of_demonstrations(setup.demos):
@@ -272,6 +279,10 @@ class FineTuner(Rounds):
             self.replay.add(trajectory, self.actor, candidates)
         if not len(self.replay):
             raise DemonstrationError(f"no demonstration is as long as a chunk of {spec.chunk_length} steps")
+
+    @abstractmethod
+    def make_actor(self, start: DiffusionPolicy) -> ChunkSampler:
+        """What :attr:`actor` is. Called before replay exists."""
 
     def keep(self, episode: Played) -> None:
         """Into replay."""
@@ -289,14 +300,43 @@ class FineTuner(Rounds):
         """See Learner. Subclasses add to it."""
         base = super().checkpoint()
         replay = {f"replay.{name}": tensor for name, tensor in self.replay.state_dict().items()}
-        return Checkpoint(base.step, base.tensors | self.actor.tensors() | replay, base.values)
+        return Checkpoint(base.step, base.tensors | replay, base.values)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """See Learner. Subclasses add to it."""
+        super().restore(checkpoint)
+        try:
+            self.replay.load_state_dict(select(checkpoint.tensors, "replay."))
+        except (KeyError, RuntimeError) as error:
+            raise RunError(f"the checkpoint is of another network or algorithm: {error}") from error
+
+
+class FineTuner(ReplayRounds):
+    """A learner whose diffusion policy clones what it chooses from replay."""
+
+    settings: Settings
+    actor: DiffusionActor
+
+    def make_actor(self, start: DiffusionPolicy) -> DiffusionActor:
+        """The policy that learns."""
+        return DiffusionActor(
+            start,
+            sampling_steps=self.settings.sampling_steps,
+            learning_rate=self.settings.actor_learning_rate,
+            ema_decay=self.settings.actor_ema,
+            generator=self.generator,
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """See Learner. Subclasses add to it."""
+        base = super().checkpoint()
+        return Checkpoint(base.step, base.tensors | self.actor.tensors(), base.values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """See Learner. Subclasses add to it."""
         super().restore(checkpoint)
         try:
             self.actor.restore(checkpoint.tensors)
-            self.replay.load_state_dict(select(checkpoint.tensors, "replay."))
         except (KeyError, RuntimeError) as error:
             raise RunError(f"the checkpoint is of another network or algorithm: {error}") from error
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy as one static ONNX graph: the chain unrolled, what does not depend on inputs folded into constants.
+"""The policy as one static ONNX graph: the chain unrolled, what does not depend on inputs folded into constants, its source inside.
 
 Written apart from the policy that trains, so that the proof of :mod:`otpr_trainer.export` compares two computations, not one with itself.
 """
@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from otpr_trainer.bridge import BridgePolicy
+from otpr_trainer.bridge_sources import ArtifactSource
 from otpr_trainer.diffusion import NOISE_CLIP
+from otpr_trainer.graft import SOURCE_CHUNK, graft
 from otpr_trainer.networks.critic import EnsembleCritic
-from otpr_trainer.networks.mlp import DiffusionMLP
+from otpr_trainer.networks.mlp import ChunkNetwork, DiffusionMLP
 from otpr_trainer.policy import TorchPolicy
 from otpr_trainer.selection import SelectingPolicy, pessimistic_value
 
@@ -27,6 +30,9 @@ MISH_CAP = 20.0  # above it mish(x) is x in float32; exp(2 x) must not overflow
 class PolicyGraph(nn.Module):
     """The whole policy as one static computation: observation (1, To, Do) and noise (1, S * n, Ta, Da) to action (1, Ta, Da).
 
+    A policy that reads its previous chunk has that as a third input, (1, Ta, Da); one that starts from another policy's graph has that
+    policy's action.
+
     With S > 1 candidates the S chains are rows of one batch, which share the condition's term, and a critic picks one of them.
     """
 
@@ -36,6 +42,8 @@ class PolicyGraph(nn.Module):
         """``with_chain``: also output the normalised chains, (S, K + 1, Ta, Da), and for S > 1 the candidates' values, (S,)."""
         super().__init__()
         self.policy = policy.policy
+        source = self.policy.source if isinstance(self.policy, BridgePolicy) else None
+        self.source_file = source.file if isinstance(source, ArtifactSource) else None
         self.reverse = policy.reverse
         self.candidates = policy.candidates
         self.executed_length = policy.spec.executed_length
@@ -48,10 +56,17 @@ class PolicyGraph(nn.Module):
             terms = [network.time_term(torch.tensor([k])) for network, k in zip(self.networks, self.reverse.timesteps, strict=True)]
             self.register_buffer("time_terms", torch.cat(terms))
 
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor | tuple[Tensor, ...]:
+    @property
+    def input_names(self) -> list[str]:
+        """Of :meth:`forward`, in order."""
+        third = [SOURCE_CHUNK] if self.source_file is not None else ["previous"] if self.policy.config.spec.reads_previous else []
+        return ["observation", "noise", *third]
+
+    def forward(self, observation: Tensor, noise: Tensor, third: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         """Runs all denoising steps, then chooses."""
         condition = self.policy.condition(observation)
-        chain = self._chains(condition, noise)
+        draws = noise if self.candidates == 1 else noise.reshape(self.candidates, -1, *noise.shape[2:])
+        chain = self._chains(condition, self._start(observation, condition, draws, third), draws)
         chunk, outputs = chain[-1], [torch.stack(chain, dim=1)] if self.with_chain else []
         if self.critic is not None:
             values = self.critic(condition, chunk[:, : self.executed_length])
@@ -60,12 +75,18 @@ class PolicyGraph(nn.Module):
         action = self.policy.physical_action(chunk)
         return (action, *outputs) if outputs else action
 
-    def _chains(self, condition: Tensor, noise: Tensor) -> list[Tensor]:
+    def _start(self, observation: Tensor, condition: Tensor, draws: Tensor, third: Tensor | None) -> Tensor:
+        """Where the chains start, (S, Ta, Da), normalised."""
+        if self.source_file is not None:
+            assert third is not None
+            return self.policy.action.normalize(third)
+        return self.policy.start(observation, condition, draws[:, : self.policy.start_draws], third)
+
+    def _chains(self, condition: Tensor, start: Tensor, draws: Tensor) -> list[Tensor]:
         """Normalised chunks of each denoising step, start first, K + 1 tensors (S, Ta, Da)."""
         reverse = self.reverse
         condition_terms = {network: network.condition_term(condition) for network in dict.fromkeys(self.networks)}
-        draws = noise if self.candidates == 1 else noise.reshape(self.candidates, -1, *noise.shape[2:])
-        chain, used = [draws[:, 0]], 1
+        chain, used = [start], self.policy.start_draws
         for step, network in enumerate(self.networks):
             eps = self._denoise(network, chain[-1], condition_terms[network] + self.time_terms[step])
             x = reverse.mean(step, chain[-1], eps)
@@ -73,15 +94,16 @@ class PolicyGraph(nn.Module):
                 x = x + float(reverse.std[step]) * draws[:, used].clamp(-NOISE_CLIP, NOISE_CLIP)
                 used += 1
             chain.append(x)
+        chain[-1] = self.policy.finish(condition, chain[-1])
         return chain
 
-    def _denoise(self, network: DiffusionMLP, x_k: Tensor, context: Tensor) -> Tensor:
-        if self.candidates == 1:
+    def _denoise(self, network: ChunkNetwork, x_k: Tensor, context: Tensor) -> Tensor:
+        if self.candidates == 1 or not isinstance(network, DiffusionMLP):
             return network.denoise(x_k, context)
         x = network.from_chunk(x_k.flatten(1)) + context
         for layer in network.trunk:
             x = mish_by_exp(x) if isinstance(layer, nn.Mish) else layer(x)
-        return x.reshape(-1, *network.chunk_shape)
+        return x.reshape(-1, *network.output_shape)
 
 
 class CriticGraph(nn.Module):
@@ -153,13 +175,14 @@ def to_onnx(policy: TorchPolicy, with_chain: bool = False) -> onnx.ModelProto:
     """The policy's graph, weights inside, float32, static shapes. ``with_chain``: see :class:`PolicyGraph`."""
     spec = policy.spec
     graph = PolicyGraph(policy, with_chain).eval()
-    example = (torch.zeros(1, spec.observation_horizon, spec.observation.size), torch.zeros(1, *policy.noise_shape))
+    example = [torch.zeros(1, spec.observation_horizon, spec.observation.size), torch.zeros(1, *policy.noise_shape)]
+    example += [torch.zeros(1, spec.chunk_length, spec.action.size)] * (len(graph.input_names) - 2)
     extra = ["chain", "values"] if graph.critic is not None else ["chain"]
     with _quiet():
         program = torch.onnx.export(
             graph,
-            example,
-            input_names=["observation", "noise"],
+            tuple(example),
+            input_names=graph.input_names,
             output_names=["action", *extra] if with_chain else ["action"],
             opset_version=OPSET,
             dynamo=True,
@@ -172,7 +195,7 @@ def to_onnx(policy: TorchPolicy, with_chain: bool = False) -> onnx.ModelProto:
         del node.metadata_props[:]  # the exporter's stack traces: large, and full of this machine's paths
     del model.graph.metadata_props[:]
     del model.graph.value_info[:]
-    return model
+    return model if graph.source_file is None else graft(graph.source_file, model)
 
 
 @contextmanager

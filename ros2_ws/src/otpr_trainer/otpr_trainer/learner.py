@@ -90,7 +90,11 @@ class Learner(Protocol):
 
 
 class Algorithm(Protocol):
-    """A module of an algorithm: one file; see docs/adding-a-method.md."""
+    """A module of an algorithm: one file; see docs/adding-a-method.md.
+
+    One that starts from nothing and whose policies are no diffusions also has ``SAMPLER``, the sampler that comparisons judge them with.
+    One whose policies act with a chain of their own (``PolicyConfig.own_chain``) says so with ``OWN_CHAIN = True``.
+    """
 
     @property
     def NAME(self) -> str:

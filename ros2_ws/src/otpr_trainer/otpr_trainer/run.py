@@ -18,9 +18,11 @@ import numpy as np
 from otpr_policy.errors import OutputError, RunError, SpecError
 from otpr_policy.files import write_text
 from otpr_trainer import checkpoint
+from otpr_trainer.bridge import BridgePolicy
 from otpr_trainer.checkpoint import Checkpoint
+from otpr_trainer.gaussian_policy import build_gaussian_policy
 from otpr_trainer.networks.critic import EnsembleCritic
-from otpr_trainer.policy import DiffusionPolicy, PolicyConfig
+from otpr_trainer.policy import ChainPolicy, DiffusionPolicy, PolicyConfig
 from otpr_trainer.selection import CriticConfig
 
 KIND = "otpr training run"
@@ -63,14 +65,14 @@ class Run:
         return self.directory / "checkpoints"
 
     @property
+    def base_config(self) -> PolicyConfig:
+        """What the run's policies are built from; its observation ranges are the demonstrations'. Raises RunError."""
+        return PolicyConfig.from_json(self.config.policy)
+
+    @property
     def has_checkpoint(self) -> bool:
         """False when training was stopped before its first checkpoint."""
         return checkpoint.exists(self.checkpoints)
-
-    @property
-    def train_steps(self) -> int:
-        """Diffusion steps of training."""
-        return PolicyConfig.from_json(self.config.policy).train_steps
 
     def newest_checkpoint(self) -> Checkpoint:
         """Raises RunError when there is none yet or it is damaged."""
@@ -81,7 +83,7 @@ class Run:
 
         A policy that has fine-tuned itself knows more states than its demonstrations; the robot refuses what lies outside. Raises RunError.
         """
-        config = PolicyConfig.from_json(self.config.policy)
+        config = self.base_config
         seen = saved.values.get(SEEN)
         if seen is None:
             return config
@@ -91,7 +93,7 @@ class Run:
             raise RunError(f"the checkpoint's observation ranges are not readable: {error}") from error
         return replace(config, spec=replace(config.spec, observation=observation))
 
-    def policy(self) -> DiffusionPolicy:
+    def policy(self) -> ChainPolicy:
         """The policy to evaluate and export, of the newest checkpoint. Raises RunError."""
         saved = self.newest_checkpoint()
         return build_policy(self.policy_config(saved), saved.policy_tensors())
@@ -104,18 +106,23 @@ class Run:
 
     def critic(self) -> EnsembleCritic:
         """The critic to act with, of the newest checkpoint. Raises RunError."""
-        policy = PolicyConfig.from_json(self.config.policy)
-        return build_critic(self.critic_config(), policy, self.newest_checkpoint().critic_tensors())
+        return build_critic(self.critic_config(), self.base_config, self.newest_checkpoint().critic_tensors())
 
 
-def build_policy(config: PolicyConfig, tensors: dict[str, Any]) -> DiffusionPolicy:
-    """A policy with its weights. Raises RunError when they are of another network."""
-    policy = DiffusionPolicy(config)
+def build_policy(config: PolicyConfig, tensors: dict[str, Any]) -> ChainPolicy:
+    """A policy of any kind with its weights. Raises RunError when they are of another network."""
+    policy = _random_policy(config)
     try:
         policy.load_state_dict(tensors)
     except RuntimeError as error:
         raise RunError(f"the weights do not fit the policy that config.json describes: {error}") from error
     return policy.eval()
+
+
+def _random_policy(config: PolicyConfig) -> ChainPolicy:
+    if config.gaussian is not None:
+        return build_gaussian_policy(config)
+    return DiffusionPolicy(config) if config.bridge is None else BridgePolicy(config)
 
 
 def build_critic(config: CriticConfig, policy: PolicyConfig, tensors: dict[str, Any]) -> EnsembleCritic:

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from otpr_policy.errors import RunError
-from otpr_trainer.diffusion import ReverseChain
+from otpr_trainer.diffusion import Chain
 from otpr_trainer.networks.critic import EnsembleCritic
-from otpr_trainer.policy import DiffusionPolicy, PolicyConfig, TorchPolicy
+from otpr_trainer.policy import ChainPolicy, PolicyConfig, TorchPolicy
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ class SelectingPolicy(TorchPolicy):
     the plain policy would draw there.
     """
 
-    def __init__(
-        self, policy: DiffusionPolicy, critic: EnsembleCritic, reverse: ReverseChain, candidates: int, pessimism: float = 0.0
-    ) -> None:
+    def __init__(self, policy: ChainPolicy, critic: EnsembleCritic, reverse: Chain, candidates: int, pessimism: float = 0.0) -> None:
         """``candidates``: S. Raises RunError when it is below 1."""
         super().__init__(policy, reverse)
         self.candidates = check_candidates(candidates)

@@ -62,7 +62,7 @@ class WeightsSource:
 
     config: "PolicyConfig"
     weights: bytes  # safetensors
-    sampler: str
+    sampler: str | None  # None for the policy's own, see PolicyConfig.chain
     steps: int | None
     eta: float = 0.0
     candidates: int = 1
@@ -77,7 +77,7 @@ class WeightsSource:
         return self.config.spec
 
     @classmethod
-    def of_run(cls, run: "Run", sampler: str, steps: int | None, eta: float = 0.0, candidates: int = 1) -> "WeightsSource":
+    def of_run(cls, run: "Run", sampler: str | None, steps: int | None, eta: float = 0.0, candidates: int = 1) -> "WeightsSource":
         """The newest checkpoint of a run.
 
         Raises:
@@ -85,10 +85,9 @@ class WeightsSource:
         """
         import safetensors.torch
 
-        from otpr_trainer.diffusion import cosine_schedule, reverse_chain
         from otpr_trainer.selection import check_candidates
 
-        reverse_chain(cosine_schedule(run.train_steps), sampler, steps, eta)  # its refusals, before any worker starts
+        run.base_config.chain(sampler, steps, eta)  # its refusals, before any worker starts
         critic_config = run.critic_config() if check_candidates(candidates) > 1 else None
         checkpoint = run.newest_checkpoint()  # once: training may be writing the next
         config = run.policy_config(checkpoint)
@@ -100,14 +99,13 @@ class WeightsSource:
         import safetensors.torch
         import torch
 
-        from otpr_trainer.diffusion import reverse_chain
         from otpr_trainer.policy import TorchPolicy
         from otpr_trainer.run import build_critic, build_policy
         from otpr_trainer.selection import SelectingPolicy
 
         torch.set_num_threads(1)
         policy = build_policy(self.config, safetensors.torch.load(self.weights))
-        reverse = reverse_chain(policy.schedule, self.sampler, self.steps, self.eta)
+        reverse = policy.config.chain(self.sampler, self.steps, self.eta)
         if self.critic is None:
             return TorchPolicy(policy, reverse)
         critic = build_critic(self.critic.config, self.config, safetensors.torch.load(self.critic.weights))

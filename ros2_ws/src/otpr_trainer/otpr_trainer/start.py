@@ -12,7 +12,7 @@ from otpr_trainer import checkpoint
 from otpr_trainer import run as runs
 from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.data.demonstrations import Header
-from otpr_trainer.policy import DiffusionPolicy, PolicyConfig
+from otpr_trainer.policy import ChainPolicy, DiffusionPolicy, PolicyConfig
 from otpr_trainer.rollout import signature
 from otpr_trainer.run import Run, build_policy
 
@@ -25,7 +25,7 @@ def open_start(directory: Path, task: str, demos: Header, config: Any) -> Diffus
 
     Raises:
         RunError: not a run, no checkpoint, another task, fields or control rate, lengths other than those that the settings ask for, or
-            a policy whose first denoising steps have a frozen network of their own.
+            no diffusion alone: fine-tuning works on the chain of one network.
     """
     run = runs.load(directory)
     if run.config.task != task:
@@ -46,7 +46,19 @@ def open_start(directory: Path, task: str, demos: Header, config: Any) -> Diffus
         if hasattr(config, name) and getattr(config, name) != getattr(spec, name):
             flag, ours = f"--{name.replace('_', '-')}", getattr(spec, name)
             raise RunError(f"--init {directory} has {name} {ours}, the settings ask for {getattr(config, name)}; give {flag} {ours}")
-    return run.policy()
+    return _diffusion(run.policy(), f"--init {directory}")
+
+
+def _diffusion(policy: ChainPolicy, where: str) -> DiffusionPolicy:
+    if not isinstance(policy, DiffusionPolicy):
+        kind = "a Gaussian" if policy.config.gaussian is not None else "an interpolant's"
+        raise RunError(f"{where} is {kind} policy; fine-tuning needs a diffusion's chain, as 'otpr train bc' clones one")
+    if policy.config.gaussian is not None:
+        raise RunError(
+            f"{where} has an actor beside its diffusion, which others would ignore; fine-tuning needs a diffusion alone, as 'otpr train "
+            f"bc' clones one"
+        )
+    return policy
 
 
 def weights_sha256(policy: DiffusionPolicy) -> str:
@@ -72,7 +84,7 @@ def kept(run: Run) -> DiffusionPolicy | None:
     if not path.exists():
         raise RunError(f"{path} is missing, the policy that this run started from; start it anew with --overwrite")
     saved = checkpoint.load(path)
-    policy = build_policy(PolicyConfig.from_json(saved.values.get("policy")), saved.policy_tensors())
+    policy = _diffusion(build_policy(PolicyConfig.from_json(saved.values.get("policy")), saved.policy_tensors()), str(path))
     if weights_sha256(policy) != run.config.init_sha256:
         raise RunError(f"{path} is not the policy that this run started from (sha256 differs)")
     return policy

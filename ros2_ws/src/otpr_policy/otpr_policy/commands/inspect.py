@@ -55,6 +55,8 @@ def _identity_rows(artifact: PolicyArtifact) -> list[tuple[str, str]]:
         ("chunk", f"{policy.chunk_length} actions, {policy.executed_length} carried out ({policy.executed_length * period_ms:g} ms)"),
         ("observation horizon", f"{policy.observation_horizon} step(s)"),
         ("denoising", f"{denoising.sampler}, {denoising.steps} of {denoising.train_steps} steps, eta {denoising.eta:g}"),
+        ("starts from", denoising.source),
+        *([("previous chunk", "is an input; NaN where there is none")] if policy.reads_previous else []),
         ("selection", str(manifest.selection)),
         ("noise", " x ".join(str(n) for n in manifest.noise_shape)),
         ("demonstrations", origin.demos_sha256[:16]),

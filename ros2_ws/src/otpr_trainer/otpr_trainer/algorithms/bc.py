@@ -5,8 +5,6 @@ Chi et al. 2023, "Diffusion Policy" (arXiv 2303.04137), with the state-based net
 (Ren et al. 2024, arXiv 2409.00588, app. D).
 """
 
-import copy
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,73 +12,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from otpr_policy.errors import RunError
-from otpr_policy.spec import Array, PolicySpec
-from otpr_trainer import learner
-from otpr_trainer.checkpoint import Checkpoint, optimizer_state, restore_optimizer, select
-from otpr_trainer.config import positive, setting
-from otpr_trainer.data.demonstrations import Demonstrations
-from otpr_trainer.data.windows import cut
-from otpr_trainer.learner import Setup, retry_seed
-from otpr_trainer.normalization import AffineMap
-from otpr_trainer.policy import DiffusionPolicy, PolicyConfig, TorchPolicy
+from otpr_policy.spec import Array
+from otpr_trainer.learner import Setup
+from otpr_trainer.policy import DiffusionPolicy, TorchPolicy
+from otpr_trainer.supervised import Settings, SupervisedLearner, policy_config
 
 NAME = "bc"
 NEEDS_INIT = False
 
 
 @dataclass(frozen=True)
-class Config:
-    """Defaults learn Lift in about a minute on one CPU core."""
-
-    chunk_length: int = setting(4, "actions per chunk, Ta; at 20 Hz 4 span 0.2 s, and chunks of 8 solved Lift less often")
-    executed_length: int = setting(4, "actions carried out before the next inference, 1..Ta")
-    observation_horizon: int = setting(2, "observations that the policy reads, To; two show whether fingers still move")
-    train_steps: int = setting(20, "diffusion steps of training, K; as DPPO for low-dimensional observations")
-    width: int = setting(256, "units per hidden layer")
-    depth: int = setting(3, "hidden layers")
-    relative_positions: bool = setting(True, "show the network the object relative to the hand: differences of all positions")
-    time_size: int = setting(32, "length of the embedding of the diffusion step, even")
-    iterations: int = setting(6000, "gradient steps")
-    batch_size: int = setting(256, "windows per gradient step")
-    learning_rate: float = setting(1e-3, "AdamW's, after warm-up; decays to a tenth along a cosine")
-    warmup: int = setting(100, "gradient steps over which the learning rate rises from 0; keeps Adam's first estimates from overshooting")
-    weight_decay: float = setting(1e-6, "AdamW's; next to none, as in DPPO")
-    ema_decay: float = setting(0.995, "per gradient step, of the averaged weights that are evaluated; averages over about 200 steps")
-
-    def __post_init__(self) -> None:
-        positive(self, "chunk_length", "executed_length", "observation_horizon", "train_steps")
-        positive(self, "width", "depth", "iterations", "batch_size")
-        if self.time_size < 2 or self.time_size % 2:
-            raise RunError(f"time_size must be even and at least 2, got {self.time_size}")
-        if not (self.learning_rate > 0 and self.weight_decay >= 0 and 0 <= self.ema_decay < 1 and self.warmup >= 0):
-            raise RunError("learning_rate must be above 0, weight_decay and warmup at least 0, ema_decay in [0, 1)")
+class Config(Settings):
+    """Settings of behaviour cloning: those that it shares."""
 
 
-class Learner(learner.Learner):
-    """Learns from demonstrations by gradient steps on :meth:`loss`. All its randomness comes from one generator."""
+class Learner(SupervisedLearner[DiffusionPolicy]):
+    """Learns to denoise the demonstrated chunks."""
 
-    unit = "it"
-    log_every = 50
-    checkpoint_every = 1000
+    name = NAME
 
     def __init__(self, config: Config, setup: Setup) -> None:
-        """Raises DemonstrationError when the episodes are shorter than a chunk, SpecError when the lengths do not fit together."""
-        self.config = config
-        self.total = config.iterations
-        self.policy_config = _policy_config(config, setup.demos)
-        observation, action = _affine_maps(setup.demos)
-        windows = cut(setup.demos, config.observation_horizon, config.chunk_length)
-        self._seed = setup.seed
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(setup.seed)
-            self.policy = DiffusionPolicy(self.policy_config, observation, action)
-        self.ema = copy.deepcopy(self.policy).requires_grad_(False)
-        self._generator = torch.Generator().manual_seed(setup.seed)
-        self._observation = torch.as_tensor(windows.observation, dtype=torch.float32)
-        self._chunk = self.policy.action.normalize(torch.as_tensor(windows.action, dtype=torch.float32))
-        self._optimizer = torch.optim.AdamW(self.policy.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
-        self.step = 0
+        """See SupervisedLearner."""
+        super().__init__(config, setup, DiffusionPolicy, policy_config(config, setup.demos))
 
     def loss(self, observation: Tensor, x_0: Tensor, k: Tensor, eps: Tensor) -> Tensor:
         """E || eps - eps_theta(x_k, k, observation) ||^2, the simple loss (DDPM eq. 14), mean over elements."""
@@ -88,77 +41,13 @@ class Learner(learner.Learner):
         eps_theta: Tensor = self.policy.network(x_k, k, self.policy.condition(observation))
         return ((eps - eps_theta) ** 2).mean()
 
-    def update(self) -> dict[str, Tensor | float]:
-        """One gradient step on a random batch; returns metrics."""
-        batch = torch.randint(len(self._chunk), (self.config.batch_size,), generator=self._generator)
-        k = torch.randint(self.config.train_steps, (self.config.batch_size,), generator=self._generator)
-        x_0 = self._chunk[batch]
+    def losses(self, rows: Tensor) -> dict[str, Tensor]:
+        """The loss at uniform training steps."""
+        k = torch.randint(self.config.train_steps, (len(rows),), generator=self._generator)
+        x_0 = self._chunk[rows]
         eps = torch.randn(x_0.shape, generator=self._generator)
-        loss = self.loss(self._observation[batch], x_0, k, eps)
-
-        learning_rate = self._learning_rate()
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        with torch.no_grad():  # or autograd would remember every step
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.policy.parameters()), 1.0 - self.config.ema_decay)
-        self.step += 1
-        return {"bc/loss": loss.detach(), "bc/learning_rate": learning_rate}
+        return {"bc/loss": self.loss(self._observation[rows], x_0, k, eps)}
 
     def act(self, observation: NDArray[np.float64], noise: NDArray[np.float64]) -> Array:
         """A chunk (Ta, Da) of the averaged policy, all K steps of DDPM. observation: (To, Do); noise: (K, Ta, Da)."""
         return TorchPolicy.with_sampler(self.ema, "ddpm", None).infer(observation, noise)
-
-    def checkpoint(self) -> Checkpoint:
-        """All that :meth:`restore` needs to go on as if nothing had happened."""
-        tensors = {f"policy.{name}": tensor for name, tensor in self.ema.state_dict().items()}
-        tensors |= {f"learner.{name}": tensor for name, tensor in self.policy.state_dict().items()}
-        tensors |= optimizer_state(self._optimizer, "optimizer.")
-        tensors["generator"] = self._generator.get_state()
-        return Checkpoint(self.step, tensors, {})
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """The inverse of :meth:`checkpoint`. Raises RunError when it is of another network."""
-        try:
-            self.ema.load_state_dict(checkpoint.policy_tensors())
-            self.policy.load_state_dict(select(checkpoint.tensors, "learner."))
-            self._generator.set_state(checkpoint.tensors["generator"])
-        except (KeyError, RuntimeError) as error:
-            raise RunError(f"the checkpoint is of another network: {error}") from error
-        restore_optimizer(self._optimizer, checkpoint.tensors, "optimizer.")
-        self.step = checkpoint.step
-
-    def diverted(self, attempt: int) -> None:
-        """Draws other batches and noise from here on."""
-        self._generator.manual_seed(retry_seed(self._seed, self.step, attempt))
-
-    def _learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine down to a tenth."""
-        config = self.config
-        if self.step < config.warmup:
-            return config.learning_rate * (self.step + 1) / config.warmup
-        progress = (self.step - config.warmup) / max(config.iterations - config.warmup, 1)
-        return config.learning_rate * (0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-def _policy_config(config: Config, demos: Demonstrations) -> PolicyConfig:
-    """The observation's ranges become those that were seen; the action keeps its hard bounds."""
-    spec = PolicySpec(
-        observation=demos.observation,
-        action=demos.header.action,
-        observation_horizon=config.observation_horizon,
-        chunk_length=config.chunk_length,
-        executed_length=config.executed_length,
-        control_rate_hz=demos.header.control_rate_hz,
-    )
-    return PolicyConfig(spec, config.train_steps, config.width, config.depth, config.time_size, config.relative_positions)
-
-
-def _affine_maps(demos: Demonstrations) -> tuple[AffineMap, AffineMap]:
-    """Both from the ranges in the demonstrations: with the clip of x0_hat, no action goes beyond what was demonstrated."""
-    return tuple(
-        AffineMap.from_range(seen.low, seen.high, nominal.low, nominal.high)
-        for seen, nominal in ((demos.observation, demos.header.observation), (demos.action, demos.header.action))
-    )  # type: ignore[return-value]

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +22,17 @@ from torch import Tensor
 
 from otpr_policy.errors import RunError, unknown
 from otpr_trainer import transport
-from otpr_trainer.acting import Acting, Choosing, always, every_other, never
+from otpr_trainer.actor import Targets
 from otpr_trainer.arms import Arms
 from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.config import not_negative, positive, setting
 from otpr_trainer.coupling import Coupling, Weights, row_standardized
 from otpr_trainer.critic import ChunkCritic
 from otpr_trainer.data.replay import Origin, Transitions
-from otpr_trainer.finetune import FineTuner, Metrics, Settings, due
-from otpr_trainer.interaction import Actor, Played
+from otpr_trainer.finetune import Metrics, due
+from otpr_trainer.finetune_critic import CriticFineTuner, CriticSettings
+from otpr_trainer.implicit import ImplicitCritic, critic_config
+from otpr_trainer.interaction import Played
 from otpr_trainer.learner import Setup
 from otpr_trainer.selection import CriticConfig
 
@@ -47,27 +50,24 @@ class Pool(Enum):
     ALL = "all"  # of states from anywhere
 
 
-@dataclass(frozen=True)
-class Config(Settings):
-    """Defaults come from single tuning runs (docs/results.md), not yet from an ablation; docs/otpr.md has the paper's setting."""
+class CriticKind(Enum):
+    """How Q is learnt."""
 
-    gamma: float = setting(0.99, "discount per environment step")
+    ENSEMBLE = "ensemble"  # targets from the policy's own chunks, and from returns that were seen
+    IQL = "iql"  # as in the released code
+
+
+@dataclass(frozen=True)
+class Config(CriticSettings):
+    """Defaults come from single tuning runs (docs/results.md), not yet from an ablation; :data:`VARIANTS` has the paper's setting."""
+
+    critic: str = setting("ensemble", "how Q is learnt: ensemble, or iql as in the released code")
     critic_heads: int = setting(4, "critics in the ensemble")
-    critic_width: int = setting(256, "units per hidden layer of a critic")
-    critic_depth: int = setting(2, "hidden layers of a critic")
-    critic_learning_rate: float = setting(3e-4, "AdamW's, of the critics")
-    critic_updates: float = setting(0.25, "gradient steps of the critics per environment step; 0.25 is one per chunk of 4")
-    target_rate: float = setting(0.005, "share by which target critics follow per gradient step")
     pessimism: float = setting(0.5, "standard deviations of the ensemble below its mean at which a chunk is valued")
-    observed_returns: bool = setting(True, "a return that was seen bounds a value from below; without, values take long to spread")
-    warmup_updates: int = setting(
-        500, "gradient steps of the critics after the first round, beyond those that its environment steps ask for"
-    )
-    demo_share: float = setting(0.5, "share of demonstrations in a batch of the critics")
+    observed_returns: bool = setting(True, "ensemble: a return that was seen bounds a value from below; else values take long to spread")
+    expectile: float = setting(0.8, "iql: of Q that V regresses to; 0.5 is the mean")
     cached_candidates: int = setting(4, "chunks of the policy that replay keeps for each state")
     refresh: float = setting(1.5, "states whose cached chunks are drawn anew, per environment step")
-    acting_candidates: int = setting(8, "chunks of which the critic chooses when acting by compatibility, S")
-    selection_start: int = setting(2000, "environment steps from which half the episodes act by compatibility")
     actor_start: int = setting(4000, "environment steps from which the policy learns")
     pool: str = setting("own", "whose chunks a state may be transported to: own, near or all")
     weights: str = setting("semi_relaxed", "balanced, semi_relaxed, potentials, softmax, argmax or uniform")
@@ -87,44 +87,57 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "critic_heads", "critic_width", "critic_depth", "cached_candidates", "acting_candidates")
-        positive(self, "block_states", "gain_sampling", "draws")
-        not_negative(self, "critic_updates", "warmup_updates", "refresh", "pessimism")
-        for name, kind in (("pool", Pool), ("weights", Weights)):
+        positive(self, "critic_heads", "cached_candidates", "block_states", "gain_sampling", "draws")
+        not_negative(self, "refresh", "pessimism")
+        for name, kind in (("pool", Pool), ("weights", Weights), ("critic", CriticKind)):
             if getattr(self, name) not in (valid := [member.value for member in kind]):
                 raise RunError(unknown(name, getattr(self, name), valid))
-        if not (0 < self.gamma <= 1 and 0 <= self.demo_share < 1 and 0 <= self.keypoint_share <= 1 and 0 < self.target_rate <= 1):
-            raise RunError("gamma and target_rate must be in (0, 1], demo_share in [0, 1), keypoint_share in [0, 1]")
-        if not (self.support >= 1 and self.critic_learning_rate > 0):
-            raise RunError(f"support must be at least 1, critic_learning_rate above 0; got {self.support}, {self.critic_learning_rate}")
+        if not (0 <= self.keypoint_share <= 1 and 0 <= self.guidance <= 1 and 0 < self.expectile < 1):
+            raise RunError("keypoint_share and guidance must be in [0, 1], expectile in (0, 1)")
+        if not self.support >= 1:
+            raise RunError(f"support must be at least 1, got {self.support}")
         if self.pool == Pool.OWN.value and (Weights(self.weights).shares_chunks or self.guidance > 0):
             raise RunError(f"weights {self.weights!r} and guidance need chunks that states share: take pool near or all, not own")
-        if not 0 <= self.guidance <= 1:
-            raise RunError(f"guidance must be in [0, 1], got {self.guidance}")
         if not 1 <= self.block_chunks <= 1 + self.cached_candidates:
             raise RunError(f"block_chunks must be in 1..{1 + self.cached_candidates}, one more than cached_candidates")
 
 
-class Learner(FineTuner):
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "critic": "iql",
+        "pool": "all",
+        "weights": "potentials",
+        "support": 14.0,
+        "own_keypoints": False,
+        "gate": False,
+        "gain_sampling": 1,
+    }
+}
+"""Settings by name, for ``--variant``. ``paper`` is the method as the text describes it, see docs/otpr.md."""
+
+
+class Learner(CriticFineTuner):
     """Rounds of play; then the critics, then the policy."""
 
+    config: Config
     phases = ("critic", "refresh", "transport", "policy")
 
     def __init__(self, config: Config, setup: Setup) -> None:
-        super().__init__(config, setup, gamma=config.gamma, candidates=config.cached_candidates)
+        super().__init__(config, setup, candidates=config.cached_candidates)
         self.config = config
         self.pool = Pool(config.pool)
         sizes = CriticConfig(config.critic_width, config.critic_depth, config.critic_heads, config.pessimism)
-        self.critic_config = sizes.to_json()
+        implicit = CriticKind(config.critic) is CriticKind.IQL
+        self.critic_config = (critic_config(config) if implicit else sizes).to_json()
+        self.implicit = ImplicitCritic(config, self.policy_config, config.expectile, setup.seed) if implicit else None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setup.seed)
             ensemble = sizes.network(self.policy_config)
             chunk_size = self.policy_config.spec.chunk_length * self.policy_config.spec.action.size
             self.coupling = Coupling(Weights(config.weights), config.support, self.policy_config.condition_size, chunk_size)
-        self.critic = ChunkCritic(
-            ensemble, learning_rate=config.critic_learning_rate, target_rate=config.target_rate, pessimism=config.pessimism
-        )
-        self.demonstrations = len(self.replay)
+        rates = {"learning_rate": config.critic_learning_rate, "target_rate": config.target_rate}
+        self.critic = self.implicit.q if self.implicit else ChunkCritic(ensemble, pessimism=config.pessimism, **rates)
+        self.learnt = self.implicit or self.critic
         if self.demonstrations < (wanted := self._keypoint_rows_per_batch()):
             print(
                 f"otpr: only {self.demonstrations} keypoints in the demonstrations, not {wanted} for a batch: smaller batches",
@@ -137,20 +150,18 @@ class Learner(FineTuner):
     def critic_loss(self, batch: Transitions) -> Tensor:
         """Cross entropy of Q(s, a) with y = max(r + gamma^k E_{a' ~ pi} min_i Q'_i(s', a'), G); G is the return seen after (s, a)."""
         drawn = torch.randperm(self.config.cached_candidates, generator=self.generator)[:BACKUP_CANDIDATES]
-        candidates = self.replay.candidates[batch.next_state[:, None], drawn][:, :, : self.executed_length]
+        candidates = self.executed(self.replay.candidates[batch.next_state[:, None], drawn])
         next_values = self.critic.target_values(self.replay.condition[batch.next_state], candidates, self.generator)
-        y = batch.reward + batch.discount * next_values.mean(1)
-        if self.config.observed_returns:
-            y = torch.maximum(y, batch.observed_return)
-        return self.critic.loss(self.replay.condition[batch.state], batch.chunk[:, : self.executed_length], y)
+        y = batch.backup(next_values.mean(1), self.config.observed_returns)
+        return self.critic.loss(self.replay.condition[batch.state], self.executed(batch.chunk), y)
 
-    def critic_batch(self) -> Transitions:
-        """Demonstrations and own experience, half and half (RLPD, Ball et al. 2023, arXiv 2302.02948); both with replacement."""
-        size, played = self.config.batch_size, len(self.replay) - self.demonstrations
-        own = 0 if played == 0 else size - int(size * self.config.demo_share)
-        expert_rows = self._integers(self.demonstrations, size - own)
-        own_rows = self.demonstrations + self._integers(played, own)
-        return self.replay.transitions.rows(torch.cat([expert_rows, own_rows]))
+    def critic_update(self, batch: Transitions) -> dict[str, Tensor | float]:
+        """One gradient step. Returns metrics."""
+        if self.implicit:
+            metrics = self.implicit.update(batch, self.replay.condition, self.generator)
+            return {"critic/loss": metrics["q/loss"] + metrics["v/loss"], "critic/gradient": metrics["q/gradient"]}
+        loss = self.critic_loss(batch)
+        return {"critic/loss": loss, "critic/gradient": self.critic.step(loss)}
 
     # The policy
 
@@ -158,37 +169,37 @@ class Learner(FineTuner):
         """C = -Q, at the ensemble's lower bound. values: (E, n, m)."""
         return -self.critic.lower_bound(values)
 
-    def block(self) -> "Targets":
+    def block(self) -> Targets:
         """One transport problem: some states, the chunks of the pool, and what each state is to imitate of them."""
         rows = self.replay.transitions.rows(self._block_rows())
         condition = self.replay.condition[rows.state]
         known = torch.cat([rows.chunk[:, None], self.replay.candidates[rows.state]], dim=1)  # (n, 1 + cached, Ta, Da)
         if self.pool is Pool.OWN:
             chunks = torch.cat([known, self.actor.draw(condition, self.config.acting_candidates)], dim=1)
-            h = self.compatibility(self.cost(self.critic.values(condition, chunks[:, :, : self.executed_length])))
+            h = self.compatibility(self.cost(self.critic.values(condition, self.executed(chunks))))
         else:
             shared = known[:, : self.config.block_chunks].flatten(0, 1)
             chunks, flat = shared.expand(len(condition), *shared.shape), shared.flatten(1)
-            cost = self.cost(self.critic.cross_values(condition, shared[:, : self.executed_length]))
+            cost = self.cost(self.critic.cross_values(condition, self.executed(shared)))
             h = self.compatibility(self.guided(cost, condition, flat), condition, flat)
         draws = self.config.draws
         if self.config.train_resampling:
             columns, dead = transport.resample(h, draws, self.generator)
             weight = (~dead).float()[:, None].expand(-1, draws)
         else:
-            columns = self._integers(h.shape[1], h.shape[0] * draws).reshape(-1, draws)
+            columns = self.integers(h.shape[1], h.shape[0] * draws).reshape(-1, draws)
             weight = h.gather(1, columns)
         x_0 = chunks[torch.arange(len(chunks))[:, None], columns]
         return Targets(condition.repeat_interleave(draws, 0), x_0.flatten(0, 1), weight.flatten())
 
-    def keypoints(self, count: int) -> "Targets":
+    def keypoints(self, count: int) -> Targets:
         """States of experts with their own chunks: what the mask leaves of their rows and columns."""
         rows = self.replay.transitions.rows(self._keypoint_rows(count))
         return Targets(self.replay.condition[rows.state], rows.chunk, torch.ones(count))
 
-    def policy_loss(self, targets: "Targets") -> Tensor:
+    def policy_loss(self, targets: Targets) -> Tensor:
         """E H(s, a) || eps - eps_theta(a_k, k, s) ||^2; H is in the draw or in the weight (docs/otpr.md)."""
-        return (targets.weight * self.actor.denoising_loss(targets.condition, targets.x_0)).mean()
+        return self.actor.cloning_loss(targets)
 
     def compatibility(self, cost: Tensor, condition: Tensor | None = None, chunks: Tensor | None = None) -> Tensor:
         """H (n, m) of a cost (n, m) between conditions (n, To * Do) and flat chunks (m, Ta * Da), see :class:`Coupling`."""
@@ -205,33 +216,19 @@ class Learner(FineTuner):
 
     # Rounds
 
-    def acting(self) -> Actor:
-        """Half the episodes by compatibility, once the critic has seen something."""
-        selecting = self.step >= self.config.selection_start
-        return self._acting(every_other if selecting else never)
-
-    def evaluated(self) -> dict[str, Actor]:
-        """One plain sample, and acting by compatibility."""
-        return {"policy": self._acting(never), "selected": self._acting(always)}
-
-    def _acting(self, selecting: Choosing) -> Acting:
-        return Acting(self.actor, self.critic, self.config.acting_candidates, selecting)
-
     def played(self, episode: Played) -> None:
         """Keeps which way of acting succeeds."""
-        selected = self.step >= self.config.selection_start and bool(every_other(np.array([episode.episode]))[0])
-        self.arms.add(selected, episode.success)
+        self.arms.add(bool(self.selecting(np.array([episode.episode]))[0]), episode.success)
 
     def learn(self, before: int, after: int) -> dict[str, Tensor | float]:
         """Critics, then policy; each as often as its rate says."""
         config = self.config
         metrics = Metrics("critic/loss", "critic/gradient", "policy/loss", "policy/gradient")
         with self.timed("critic"):
-            for _ in range(due(config.critic_updates, before, after) + (config.warmup_updates if before == 0 else 0)):
-                loss = self.critic_loss(self.critic_batch())
-                metrics.add({"critic/loss": loss, "critic/gradient": self.critic.step(loss)})
+            for _ in range(config.critic_updates_due(before, after)):
+                metrics.add(self.critic_update(self.critic_batch()))
         with self.timed("refresh"):
-            states = self._integers(self.replay.states, due(config.refresh, before, after))
+            states = self.integers(self.replay.states, due(config.refresh, before, after))
             self.replay.refresh(states, self.actor.draw(self.replay.condition[states], config.cached_candidates))
         updates = due(config.actor_updates, before, after) if after >= config.actor_start else 0
         transporting = not config.gate or self.arms.selecting_is_not_worse
@@ -241,7 +238,7 @@ class Learner(FineTuner):
                 metrics.add({"policy/loss": loss, "policy/gradient": self.actor.step(loss)})
         return metrics.means() | self.arms.metrics() | {"transport/open": float(transporting)} | self.coupling.health
 
-    def _policy_batches(self, count: int, transporting: bool) -> Iterator["Targets"]:
+    def _policy_batches(self, count: int, transporting: bool) -> Iterator[Targets]:
         """Keypoints, and the rest of each batch from transport problems, shuffled together."""
         size = self.config.batch_size
         keypoints = size if not transporting else self._keypoint_rows_per_batch()
@@ -263,17 +260,16 @@ class Learner(FineTuner):
         """See Learner."""
         base = super().checkpoint()
         values = base.values | {"arms": self.arms.to_json(), "coupling": self.coupling.values()}
-        return Checkpoint(base.step, base.tensors | self.critic.tensors() | self.coupling.tensors(), values)
+        return Checkpoint(base.step, base.tensors | self.coupling.tensors(), values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """See Learner."""
         super().restore(checkpoint)
         try:
-            self.critic.restore(checkpoint.tensors)
             self.coupling.restore(checkpoint.tensors, checkpoint.values["coupling"])
             self.arms = Arms(checkpoint.values["arms"])
         except (KeyError, RuntimeError) as error:
-            raise RunError(f"the checkpoint is of another critic: {error}") from error
+            raise RunError(f"the checkpoint is of another algorithm: {error}") from error
 
     # Drawing rows
 
@@ -281,18 +277,15 @@ class Learner(FineTuner):
         """While transporting. Without the mask keypoints are rows of the transport problem instead."""
         return int(self.config.batch_size * self.config.keypoint_share) if self.config.mask else 0
 
-    def _integers(self, high: int, count: int) -> Tensor:
-        return torch.randint(high, (count,), generator=self.generator) if count else torch.zeros(0, dtype=torch.int64)
-
     def _some_of(self, rows: Tensor, count: int) -> Tensor:
         """``count`` of the given rows, or of the demonstrations where there are none; with replacement."""
-        return rows[self._integers(len(rows), count)] if len(rows) else self._integers(self.demonstrations, count)
+        return rows[self.integers(len(rows), count)] if len(rows) else self.integers(self.demonstrations, count)
 
     def _keypoint_rows(self, count: int) -> Tensor:
         """Demonstrations and own successes, half and half."""
         origin = self.replay.transitions.origin
         own = count // 2 if self.config.own_keypoints else 0
-        return torch.cat([self._integers(self.demonstrations, count - own), self._some_of((origin == Origin.SUCCESS).nonzero()[:, 0], own)])
+        return torch.cat([self.integers(self.demonstrations, count - own), self._some_of((origin == Origin.SUCCESS).nonzero()[:, 0], own)])
 
     def _block_rows(self) -> Tensor:
         """States with something to gain, from all that was played. For the pool NEAR, the neighbours of one of them.
@@ -322,25 +315,7 @@ class Learner(FineTuner):
         if len(rows) == count:
             return rows
         states = self.replay.transitions.state[rows]
-        values = self.critic.values(self.replay.condition[states], self.replay.candidates[states][:, :, : self.executed_length])
+        values = self.critic.values(self.replay.condition[states], self.executed(self.replay.candidates[states]))
         advantage = self.critic.lower_bound(values - values.mean(2, keepdim=True))
         gain = advantage.amax(1).clamp(min=0.0) + 1e-6
         return rows[torch.multinomial(gain, count, replacement=True, generator=self.generator)]
-
-
-@dataclass(frozen=True, eq=False)
-class Targets:
-    """Rows to imitate: ``condition`` (R, To * Do), clean normalised chunks ``x_0`` (R, Ta, Da), ``weight`` (R,)."""
-
-    condition: Tensor
-    x_0: Tensor
-    weight: Tensor
-
-    def rows(self, index: Tensor) -> "Targets":
-        """The rows at ``index``."""
-        return Targets(self.condition[index], self.x_0[index], self.weight[index])
-
-    @classmethod
-    def joined(cls, parts: "list[Targets]") -> "Targets":
-        """All rows of all parts."""
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in ("condition", "x_0", "weight")))

@@ -27,9 +27,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=100, help="episodes to run")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of scenes and policy noise; equal seeds are paired episodes")
     parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes; the result does not depend on it")
-    parser.add_argument("--sampler", help="of a run: ddpm (default) or ddim; a policy file has its own")
+    parser.add_argument("--sampler", help="of a run: ddpm (default) or ddim of a diffusion, bridge of an interpolant")
     parser.add_argument("--steps", type=int, help="of a run: denoising steps, by default all that it was trained with")
-    parser.add_argument("--eta", type=float, help="of a run with ddim: share of noise, 0 (default, deterministic) to 1")
+    parser.add_argument("--eta", type=float, help="of a run with ddim or bridge: share of noise, 0 (default, deterministic) to 1")
     parser.add_argument("--candidates", type=int, metavar="S", help=f"of a run: {CANDIDATES_HELP}; by default 1")
     parser.add_argument("--video", type=Path, default=SUPPRESS, metavar="FILE", help="also write the first episodes as a video (.mp4)")
     parser.add_argument(
@@ -103,7 +103,7 @@ def _open(arguments: Namespace) -> tuple[PolicySource, str, str | None, int]:
 
         run = runs.load(arguments.target)
         candidates = 1 if arguments.candidates is None else arguments.candidates
-        source = WeightsSource.of_run(run, arguments.sampler or "ddpm", arguments.steps, arguments.eta or 0.0, candidates)
+        source = WeightsSource.of_run(run, arguments.sampler, arguments.steps, arguments.eta or 0.0, candidates)
         return source, run.config.task, None, candidates
     if any(option is not None for option in (arguments.sampler, arguments.steps, arguments.eta, arguments.candidates)):
         raise RunError(

@@ -12,15 +12,18 @@ from otpr_trainer.sources import CANDIDATES_HELP
 from otpr_trainer.workers import default_workers
 
 DEFAULT_STEPS = 5  # of DDIM: as successful as all 20 steps of DDPM on Lift, in a quarter of the time
+DEFAULT_SAMPLER = "ddim"  # of a diffusion
 DEFAULT_ETA = 1.0  # on Lift eta = 0 failed in up to 5 episodes of 100 where 1 failed in none: it commands half-open grippers
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a training run; its newest checkpoint is exported")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="policy file to write, such as lift.onnx")
-    parser.add_argument("--sampler", default="ddim", help="ddim (any number of steps) or ddpm (all steps)")
-    parser.add_argument("--steps", type=int, help=f"denoising steps in the file (default: {DEFAULT_STEPS} for ddim, all for ddpm)")
-    parser.add_argument("--eta", type=float, default=DEFAULT_ETA, help="of ddim: share of noise, 0 (deterministic) to 1")
+    parser.add_argument(
+        "--sampler", help="of a diffusion: ddim (any number of steps, the default) or ddpm (all steps); of an interpolant: bridge"
+    )
+    parser.add_argument("--steps", type=int, help=f"denoising steps in the file (default: {DEFAULT_STEPS}, all for ddpm)")
+    parser.add_argument("--eta", type=float, help=f"of ddim and bridge: share of noise, 0 (deterministic) to 1 (default: {DEFAULT_ETA:g})")
     parser.add_argument("--candidates", type=int, default=1, metavar="S", help=CANDIDATES_HELP)
     parser.add_argument("--episodes", type=int, default=50, help="paired episodes of torch and file")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of these episodes")
@@ -34,15 +37,19 @@ def _run(arguments: Namespace) -> int:
     from otpr_trainer.export import export
 
     run = runs.load(arguments.run)
-    steps = arguments.steps
-    if steps is None and arguments.sampler == "ddim":
-        steps = min(DEFAULT_STEPS, run.train_steps)
+    config = run.base_config
+    few = config.samplers[-1]
+    sampler, steps, eta = arguments.sampler or few, arguments.steps, arguments.eta
+    if steps is None and sampler == few and config.own_chain is None:
+        steps = min(DEFAULT_STEPS, config.train_steps)
+    if eta is None:
+        eta = DEFAULT_ETA if config.own_chain is None else config.own_chain.eta
     policy = export(
         run,
         arguments.out,
-        sampler=arguments.sampler,
+        sampler=sampler,
         steps=steps,
-        eta=arguments.eta,
+        eta=eta,
         episodes=arguments.episodes,
         seed=arguments.seed,
         workers=arguments.workers,

@@ -51,7 +51,7 @@ def _algorithm(module: str) -> "Algorithm":
 
 
 def _add_arguments(parser: ArgumentParser, algorithm: "Algorithm") -> None:
-    from otpr_trainer.config import add_flags
+    from otpr_trainer.config import add_flags, variants
 
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="directory of the run")
     parser.add_argument("--task", default=SUPPRESS, help="task name, such as lift or gym:<id> (with --resume: as the run says)")
@@ -64,6 +64,8 @@ def _add_arguments(parser: ArgumentParser, algorithm: "Algorithm") -> None:
     existing.add_argument("--overwrite", action="store_true", help="replace a run that is there")
     existing.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    if names := ", ".join(variants(algorithm)):
+        parser.add_argument("--variant", default=SUPPRESS, metavar="NAME", help=f"settings to start from instead of the defaults: {names}")
     add_flags(parser, algorithm.Config)
 
 
@@ -109,6 +111,14 @@ def _check_flags(arguments: Namespace, algorithm: "Algorithm") -> None:
         raise RunError(f"a new run needs {' and '.join(missing)}")
 
 
+def _asked(arguments: Namespace, algorithm: "Algorithm") -> dict[str, Any]:
+    """The settings that the command line asks for: a variant's, and over them those of single flags."""
+    from otpr_trainer.config import given, of_variant
+
+    variant = of_variant(algorithm, arguments.variant) if "variant" in arguments else {}
+    return {**variant, **given(arguments, algorithm.Config)}
+
+
 @dataclass(frozen=True, eq=False)
 class _Plan:
     """All that a learner is made from, and the run if there is one already."""
@@ -121,12 +131,11 @@ class _Plan:
 def _new(arguments: Namespace, algorithm: "Algorithm") -> _Plan:
     from otpr_sim import registry
     from otpr_trainer import start
-    from otpr_trainer.config import given
     from otpr_trainer.data import demonstrations
     from otpr_trainer.learner import Setup
 
     registry.spec(arguments.task)  # refuses an unknown task before the demonstrations can be of another
-    config = algorithm.Config(**given(arguments, algorithm.Config))
+    config = algorithm.Config(**_asked(arguments, algorithm))
     demos = demonstrations.load(arguments.demos, arguments.task)
     policy = None
     if algorithm.NEEDS_INIT:
@@ -187,17 +196,26 @@ def _resumed(arguments: Namespace, algorithm: "Algorithm") -> _Plan:
 
 def _refuse_changes(arguments: Namespace, algorithm: "Algorithm", config: "RunConfig") -> None:
     """Raises RunError when a flag asks for another value than the run's."""
-    from otpr_trainer.config import given
-
     settled: dict[str, Any] = {**config.settings, "task": config.task, "seed": config.seed}
-    asked = {**given(arguments, algorithm.Config), **{name: getattr(arguments, name) for name in ("task", "seed") if name in arguments}}
+    asked = {**_asked(arguments, algorithm), **{name: getattr(arguments, name) for name in ("task", "seed") if name in arguments}}
     changed = [f"{name} {settled.get(name)} -> {value}" for name, value in asked.items() if settled.get(name) != value]
     if changed:
         raise RunError(f"a resumed run keeps its settings; not changed: {', '.join(changed)}. Start another run for these")
 
 
 BC = command("otpr_trainer.algorithms.bc", "Behaviour-clone a diffusion policy from demonstrations.")
+BRIDGER = command("otpr_trainer.algorithms.bridger", "Clone by a stochastic interpolant from a source policy (BRIDGER).")
 OTPR = command("otpr_trainer.algorithms.otpr", "Fine-tune a diffusion policy in simulation by optimal transport (OTPR).")
 FILTERED_BC = command("otpr_trainer.algorithms.filtered_bc", "Fine-tune by cloning demonstrations and own successes (the control).")
 IDQL = command("otpr_trainer.algorithms.idql", "Fine-tune by implicit Q-learning and choice among samples (IDQL).")
+DRWR = command("otpr_trainer.algorithms.drwr", "Fine-tune by cloning weighted by returns (DRWR).")
+DAWR = command("otpr_trainer.algorithms.dawr", "Fine-tune by cloning weighted by advantages (DAWR).")
+DQL = command("otpr_trainer.algorithms.dql", "Fine-tune by cloning and the gradient of Q through the chain (Diffusion-QL).")
+QSM = command("otpr_trainer.algorithms.qsm", "Fine-tune by matching the policy's score to the gradient of Q (QSM).")
+DIPO = command("otpr_trainer.algorithms.dipo", "Fine-tune by cloning chunks that climb Q in replay (DIPO).")
+QVPO = command("otpr_trainer.algorithms.qvpo", "Fine-tune by cloning the policy's best samples, weighted by Q (QVPO).")
 DPPO = command("otpr_trainer.algorithms.dppo", "Fine-tune by policy gradients through the denoising chain (DPPO).")
+ARS = command("otpr_trainer.algorithms.ars", "Fine-tune by random search on the policy's parameters (ARS).")
+DSRL = command("otpr_trainer.algorithms.dsrl", "Steer a frozen diffusion policy by learning to choose its noise (DSRL).")
+RESIDUAL = command("otpr_trainer.algorithms.residual", "Learn a bounded correction of a frozen diffusion policy (residual RL).")
+RLPD = command("otpr_trainer.algorithms.rlpd", "Learn a Gaussian policy from play and demonstrations, without diffusion (RLPD).")

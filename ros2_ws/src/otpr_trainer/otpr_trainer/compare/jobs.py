@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from otpr_trainer.commands.export import DEFAULT_ETA
-from otpr_trainer.compare.plan import BUDGET_SETTING, DEMONSTRATIONS, MethodPlan, Plan, TaskPlan
+from otpr_trainer.compare.plan import BUDGET_SETTING, DEMONSTRATIONS, MethodPlan, Plan, TaskPlan, own_chain, sampler
 
 PLACE = "DIR"  # stands for the comparison's directory in a job's words, so that a record holds wherever that is moved to
 
@@ -118,8 +118,9 @@ def _evaluations(plan: Plan, task: TaskPlan, method: MethodPlan, seed: int, trai
             seed,
             (
                 *("eval", f"{PLACE}/{trained.run}", "--task", task.task, "--episodes", str(judged.episodes), "--seed", str(judged.seed)),
-                *("--preset", preset, "--candidates", str(candidates), "--sampler", "ddim", "--steps", str(judged.steps)),
-                *("--eta", f"{DEFAULT_ETA:g}", "--workers", "1", "--json"),
+                *("--preset", preset, "--candidates", str(candidates)),
+                *_chain_flags(plan, method),
+                *("--workers", "1", "--json"),
             ),
             (trained.name,),
             "",
@@ -130,6 +131,13 @@ def _evaluations(plan: Plan, task: TaskPlan, method: MethodPlan, seed: int, trai
         for preset in judged.presets
         for candidates in method.candidates
     ]
+
+
+def _chain_flags(plan: Plan, method: MethodPlan) -> tuple[str, ...]:
+    """How to make chunks: the same for all policies but those that have a chain of their own."""
+    if own_chain(method.algorithm):
+        return ()
+    return ("--sampler", sampler(plan), "--steps", str(plan.evaluation.steps), "--eta", f"{DEFAULT_ETA:g}")
 
 
 def _flags(settings: Mapping[str, object]) -> list[str]:

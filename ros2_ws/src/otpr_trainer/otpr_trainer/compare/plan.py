@@ -12,14 +12,16 @@ from otpr_policy.errors import ContractError, PlanError, RunError, TaskError, un
 from otpr_policy.strict_yaml import build, read_yaml
 from otpr_sim import registry
 from otpr_sim.shift import preset as shift_preset
-from otpr_trainer.commands.export import DEFAULT_STEPS
+from otpr_trainer.commands.export import DEFAULT_SAMPLER, DEFAULT_STEPS
 from otpr_trainer.commands.train import TrainCommand
+from otpr_trainer.config import of_variant
 from otpr_trainer.evaluate import DEFAULT_SEED
 from otpr_trainer.learner import Algorithm
 from otpr_trainer.rollout import SEED_LIMIT
 
 SHIPPED = Path(__file__).parent.parent / "plans"
 BUDGET_SETTING = "steps"
+VARIANT = "variant"  # among a method's settings: as `otpr train ALGORITHM --variant`
 DEMONSTRATIONS = "demos"  # the folder beside those of the methods
 RECORDS = "jobs"  # the folder beside those of the tasks
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # becomes a folder's name
@@ -42,7 +44,7 @@ class TaskPlan:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How every policy is judged: the same scenes for all. ``steps``: of DDIM with eta 1, as the exported policy acts."""
+    """How every policy is judged: the same scenes for all. ``steps``: of the sampler with eta 1, as the exported policy acts."""
 
     episodes: int = 100
     seed: int = DEFAULT_SEED
@@ -114,6 +116,16 @@ def resolved_settings(plan: Plan) -> dict[str, dict[str, Any]]:
     }
 
 
+def sampler(plan: Plan) -> str:
+    """What a plan's policies are evaluated with: as its start policy says, since the methods keep its chain."""
+    return str(getattr(_algorithm(plan.start.algorithm, "start", fine_tunes=False), "SAMPLER", DEFAULT_SAMPLER))
+
+
+def own_chain(algorithm: str) -> bool:
+    """Whether an algorithm's policies act with a chain of their own, so that there is none to choose for them."""
+    return bool(getattr(_installed(algorithm, "method"), "OWN_CHAIN", False))
+
+
 def _check(plan: Plan, where: str) -> None:
     for what, values in (("tasks", plan.tasks), ("seeds", plan.seeds), ("evaluation.presets", plan.evaluation.presets)):
         if not values:
@@ -161,10 +173,13 @@ def _at_least(low: int, where: str, value: int) -> None:
 
 def _config(name: str, settings: Mapping[str, object], where: str, *, fine_tunes: bool, fixed: Mapping[str, Any] | None = None) -> Any:
     """An algorithm's configuration with these settings."""
-    kind = _algorithm(name, where, fine_tunes).Config
+    algorithm = _algorithm(name, where, fine_tunes)
+    kind = algorithm.Config
     defaults = {one.name: one.default for one in fields(kind)}
     values: dict[str, Any] = {}
     for key, value in settings.items():
+        if key == VARIANT:
+            continue
         if key in (fixed or {}):
             raise PlanError(f"{where}: {key} is the plan's budget, the same for all methods")
         if key not in defaults:
@@ -176,20 +191,15 @@ def _config(name: str, settings: Mapping[str, object], where: str, *, fine_tunes
             raise PlanError(f"{where}: setting {key} must be a {wanted.__name__}, got {value!r}")
         values[key] = value
     try:
-        return kind(**{**values, **(fixed or {})})
+        variant = of_variant(algorithm, str(settings[VARIANT])) if VARIANT in settings else {}
+        return kind(**{**variant, **values, **(fixed or {})})
     except RunError as error:
         raise PlanError(f"{where}: {error}") from error
 
 
 def _algorithm(name: str, where: str, fine_tunes: bool) -> Algorithm:
     """The algorithm of ``otpr train NAME``. Raises PlanError when there is none, or it cannot have this place in a plan."""
-    commands = {words[1]: entry for words, entry in installed_commands().items() if words[0] == "train" and len(words) == 2}
-    if name not in commands:
-        raise PlanError(f"{where}: {unknown('algorithm', name, commands)}")
-    command = commands[name].load()
-    if not isinstance(command, TrainCommand):
-        raise PlanError(f"{where}: algorithm {name} is not made by otpr_trainer.commands.train.command, so its settings are not known")
-    algorithm = command.algorithm()
+    algorithm = _installed(name, where)
     if fine_tunes and not algorithm.NEEDS_INIT:
         raise PlanError(f"{where}: {name} starts from nothing; a method fine-tunes the start policy")
     if algorithm.NEEDS_INIT and not fine_tunes:
@@ -197,3 +207,13 @@ def _algorithm(name: str, where: str, fine_tunes: bool) -> Algorithm:
     if fine_tunes and BUDGET_SETTING not in {one.name for one in fields(algorithm.Config)}:
         raise PlanError(f"{where}: {name} has no setting {BUDGET_SETTING!r} to give the budget to")
     return algorithm
+
+
+def _installed(name: str, where: str) -> Algorithm:
+    commands = {words[1]: entry for words, entry in installed_commands().items() if words[0] == "train" and len(words) == 2}
+    if name not in commands:
+        raise PlanError(f"{where}: {unknown('algorithm', name, commands)}")
+    command = commands[name].load()
+    if not isinstance(command, TrainCommand):
+        raise PlanError(f"{where}: algorithm {name} is not made by otpr_trainer.commands.train.command, so its settings are not known")
+    return command.algorithm()

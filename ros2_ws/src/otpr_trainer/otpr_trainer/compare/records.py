@@ -18,6 +18,7 @@ from otpr_trainer.compare.plan import RECORDS, Plan, resolved_settings
 
 KIND = "otpr comparison"
 SCHEMA_VERSION = 1
+OF_THE_REPORT = ("plan.name", "plan.control")  # they may change: no job depends on them
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class Records:
         self._path(job).unlink(missing_ok=True)
 
     def settle(self, plan: Plan, *, create: bool) -> None:
-        """Takes the plan as this directory's, or checks that it is.
+        """Takes the plan as this directory's, or checks that it is, or that it asks for more of the same.
+
+        Seeds, tasks, methods, presets and ways of acting may be added to a plan: what is done stays as it is.
 
         Args:
             plan: the plan.
@@ -75,24 +78,29 @@ class Records:
         """
         path = self.directory / "plan.json"
         ours: dict[str, Any] = json.loads(json.dumps({"plan": asdict(plan), "settings": resolved_settings(plan)}))
+        text = json.dumps({"kind": KIND, "schema_version": SCHEMA_VERSION, **ours}, indent=2) + "\n"
         if not path.exists():
             if not create:
                 raise OutputError(f"{self.directory} holds no comparison yet; run it without --report-only first")
             if self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
                 raise OutputError(f"{self.directory} exists and is not a comparison; choose another --out")
-            write_text(path, json.dumps({"kind": KIND, "schema_version": SCHEMA_VERSION, **ours}, indent=2) + "\n")
+            write_text(path, text)
             return
         theirs = self._settled(path)
         parts = ("plan", "settings") if create else ("plan",)
         before, now = ({key: value for part in parts for key, value in _flat(data[part], part)} for data in (theirs, ours))
+        old_methods = tuple(f"settings.{name}." for name in theirs["settings"])
+        kept = [key for key in {**before, **now} if key not in OF_THE_REPORT and (key in before or key.startswith(old_methods))]
         changed = [
             f"{key.removeprefix('plan.')} {before.get(key, 'absent')} -> {now.get(key, 'absent')}"
-            for key in {**before, **now}
+            for key in kept
             if before.get(key) != now.get(key)
         ]
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise PlanError(f"{self.directory} was begun with another plan: {', '.join(changed[:5])}{more}; choose another --out")
+        if create and now != before:
+            write_text(path, text)
 
     def _settled(self, path: Path) -> dict[str, Any]:
         try:
@@ -134,9 +142,15 @@ def machine() -> dict[str, Any]:
 
 
 def _flat(data: Any, where: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(data, dict | list):
-        items = data.items() if isinstance(data, dict) else enumerate(data)
-        for key, value in items:
-            yield from _flat(value, f"{where}.{key}" if isinstance(data, dict) else f"{where}[{key}]")
+    """Leaves by name. What a list holds is known by itself, not by its place, so that something may be added anywhere."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from _flat(value, f"{where}.{key}")
+    elif isinstance(data, list):
+        for one in data:
+            if isinstance(one, dict):
+                yield from _flat(one, f"{where}[{one.get('label') or one.get('name') or one['task']}]")
+            else:
+                yield f"{where} {one}", "present"
     else:
         yield where, data

@@ -1,40 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a comparison: ``report.json`` for programs, ``report.md`` for people, ``curves.png`` for both to look at."""
+"""The report of a comparison: ``report.json`` for programs, ``report.md`` and ``report.html`` for people, and the pictures in them."""
 
 import json
 from dataclasses import asdict
-from itertools import groupby
 from pathlib import Path
 
 from otpr_policy import __version__
 from otpr_policy.errors import EnvironmentSetupError
 from otpr_policy.files import write_text
-from otpr_trainer.compare import curves
+from otpr_trainer.compare import bars, curves
+from otpr_trainer.compare.document import Block, Heading, Lines, Picture, Table, Text, html, markdown
 from otpr_trainer.compare.jobs import Job
+from otpr_trainer.compare.overall import Overall, overall
 from otpr_trainer.compare.plan import Plan, shipped
 from otpr_trainer.compare.records import Records, machine
-from otpr_trainer.compare.results import Results, Row, gather, to_json
+from otpr_trainer.compare.results import Results, Row, by_table, gather, to_json
 from otpr_trainer.compare.statistics import Estimate
 from otpr_trainer.run import utc_now
 
 SCHEMA_VERSION = 1
+FILES = ("report.html", "report.md", "report.json", "success.png", "curves.png")
 
 
 def write(plan: Plan, jobs: tuple[Job, ...], records: Records) -> tuple[Results, str | None]:
     """Writes the report of what is done into the directory.
 
     Returns:
-        The results, and a sentence that says why there are no curves; None when there are.
+        The results, and a sentence that says why there are no pictures; None when there are.
 
     Raises:
         OutputError: it cannot be written.
     """
     results = gather(plan, jobs, records)
-    why = None
+    why, pictures = None, []
     try:
-        drawn = curves.draw(plan, records.directory, records.directory / "curves.png")
+        for drawn, name, text in (
+            (bars.draw(results, records.directory / "success.png"), "success.png", "Success: mean, 95 % interval, and each seed"),
+            (curves.draw(plan, records.directory, records.directory / "curves.png"), "curves.png", "Learning curves"),
+        ):
+            pictures += [Picture(records.directory / name, text)] if drawn else []
     except EnvironmentSetupError as error:
-        why, drawn = str(error), False
+        why = str(error)
+    totals = overall(results)
     done = {job.name: record for job in jobs if (record := records.done(job)) is not None}
     data = {
         "kind": "otpr comparison report",
@@ -45,6 +52,7 @@ def write(plan: Plan, jobs: tuple[Job, ...], records: Records) -> tuple[Results,
         "machine": machine(),
         "git_commits": results.commits,
         "rows": to_json(results),
+        "overall": [asdict(one) for one in totals],
         "jobs": [
             {
                 "name": job.name,
@@ -56,69 +64,84 @@ def write(plan: Plan, jobs: tuple[Job, ...], records: Records) -> tuple[Results,
         ],
         "missing": results.missing,
     }
+    blocks = document(results, totals, jobs, pictures)
     write_text(records.directory / "report.json", json.dumps(data, indent=2) + "\n")
-    write_text(records.directory / "report.md", markdown(results, jobs, drawn))
+    write_text(records.directory / "report.md", markdown(blocks))
+    write_text(records.directory / "report.html", html(blocks))
     return results, why
 
 
-def markdown(results: Results, jobs: tuple[Job, ...], drawn: bool) -> str:
-    """The report as text."""
+def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pictures: list[Picture]) -> list[Block]:
+    """The report's text."""
     plan, here = results.plan, machine()
     called = plan.name if plan.name in shipped() else "PLAN.yaml"
-    done = len(jobs) - len(results.missing)
-    lines = [
-        f"# {plan.name}",
-        "",
-        f"`otpr compare {called} --out DIR`; commit {', '.join(results.commits) or 'unknown'}; {here['cores']} cores ({here['cpu']}), "
-        f"Python {here['python']}, one thread per job. {done} of {len(jobs)} jobs are done.",
-        "",
-        f"Budget {plan.budget} environment steps per method and seed. Evaluation: {plan.evaluation.episodes} episodes with seed "
-        f"{plan.evaluation.seed}, the same scenes for all; DDIM, {plan.evaluation.steps} steps, eta 1.",
-        "",
-    ]
     demos = {task.name: task.demos for task in plan.tasks}
-    for (task, preset), rows in groupby(results.rows, key=lambda row: (row.task, row.preset)):
-        lines += [f"## {task}, {demos[task]} demonstrations, preset {preset}", "", *_table(results, list(rows)), ""]
-    lines += [
-        "Success: mean over seeds and scenes with a 95 % bootstrap interval over both; differences are paired by seed and scene. "
-        "Training time: wall clock, mean over seeds.",
-        "",
+    blocks: list[Block] = [
+        Heading(plan.name, 1),
+        Text(
+            f"`otpr compare {called} --out DIR`; commit {', '.join(results.commits) or 'unknown'}; {here['cores']} cores ({here['cpu']}), "
+            f"Python {here['python']}, one thread per job. {len(jobs) - len(results.missing)} of {len(jobs)} jobs are done."
+        ),
+        Text(
+            f"Budget {plan.budget} environment steps per method and seed. Evaluation: {plan.evaluation.episodes} episodes with seed "
+            f"{plan.evaluation.seed}, the same scenes for all; DDIM, {plan.evaluation.steps} steps, eta 1."
+        ),
     ]
-    if drawn:
-        lines += ["![Learning curves](curves.png)", ""]
-    first = [job for job in jobs if job.seed == plan.seeds[0]]
-    lines += [f"## Commands of seed {plan.seeds[0]}", "", "```", *(" ".join(("otpr", *job.words)) for job in first), "```", ""]
-    if results.missing:
-        lines += ["## Not done yet", "", *(f"- {name}" for name in results.missing), ""]
-    return "\n".join(lines)
+    for task, preset, rows in by_table(results):
+        blocks += [Heading(f"{task}, {demos[task]} demonstrations, preset {preset}"), _table(results, rows)]
+    blocks += [
+        Text(
+            "Success: mean over seeds and scenes with a 95 % bootstrap interval over both; differences are paired by seed and scene. "
+            "Training time: wall clock, mean over seeds."
+        )
+    ]
+    if len(plan.tasks) > 1 and totals:
+        blocks += [
+            Heading("All tasks"),
+            _overall_table(plan, totals),
+            Text(
+                "Interquartile mean of the success of runs, and the probability that a run is better than one of the other method on a "
+                "task drawn at random; 95 % intervals by stratified bootstrap over seeds (Agarwal et al. 2021)."
+            ),
+        ]
+    blocks += pictures
+    first = tuple(" ".join(("otpr", *job.words)) for job in jobs if job.seed == plan.seeds[0])
+    blocks += [Heading(f"Commands of seed {plan.seeds[0]}"), Lines(first, code=True)]
+    return blocks + ([Heading("Not done yet"), Lines(results.missing, code=False)] if results.missing else [])
 
 
-def _table(results: Results, rows: list[Row]) -> list[str]:
+def _table(results: Results, rows: list[Row]) -> Table:
     plan = results.plan
     seeds = ", ".join(map(str, plan.seeds))
     header = ["method", "acting", "success", f"of seeds {seeds}", "environment steps", "training", f"against {plan.start.algorithm}"]
     header += [f"against {plan.control}"] if plan.control else []
-    lines = [_line(header), _line(["---"] * len(header))]
+    lines = []
     for row in rows:
         cells = [
             row.method,
-            "one sample" if row.candidates == 1 else f"best of {row.candidates}",
+            row.acting,
             _rate(row.success),
             _of_seeds(plan, row),
             f"{row.environment_steps:.0f}",
             "" if row.seconds is None else f"{row.seconds:.0f} s",
             _difference(row, results.start(row)),
         ]
-        lines.append(_line([*cells, *([_difference(row, results.control(row))] if plan.control else [])]))
-    return lines
+        lines.append((*cells, *([_difference(row, results.control(row))] if plan.control else [])))
+    return Table(tuple(header), tuple(lines))
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _overall_table(plan: Plan, totals: list[Overall]) -> Table:
+    header = ["preset", "method", "seeds", "interquartile mean", f"better than {plan.start.algorithm}"]
+    header += [f"better than {plan.control}"] if plan.control else []
+    rows = []
+    for one in totals:
+        cells = [one.preset, one.label, str(one.seeds), _rate(one.middle), _rate(one.over_start)]
+        rows.append((*cells, *([_rate(one.over_control)] if plan.control else [])))
+    return Table(tuple(header), tuple(rows))
 
 
-def _rate(value: Estimate) -> str:
-    return f"{value.mean:.3f} [{value.low:.2f}, {value.high:.2f}]"
+def _rate(value: Estimate | None) -> str:
+    return "" if value is None else f"{value.mean:.3f} [{value.low:.2f}, {value.high:.2f}]"
 
 
 def _of_seeds(plan: Plan, row: Row) -> str:
@@ -133,4 +156,4 @@ def _difference(row: Row, other: Row | None) -> str:
 
 def paths(directory: Path) -> list[Path]:
     """The report's files that are there."""
-    return [path for name in ("report.md", "report.json", "curves.png") if (path := directory / name).exists()]
+    return [path for name in FILES if (path := directory / name).exists()]

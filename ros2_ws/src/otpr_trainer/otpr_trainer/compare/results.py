@@ -2,6 +2,7 @@
 """What a comparison has found so far: numbers of every seed, their means, and paired differences. Rendering is elsewhere."""
 
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ class Row:
     method: str
     candidates: int
     seeds: tuple[SeedResult, ...]
+
+    @property
+    def acting(self) -> str:
+        """How it acts, for people."""
+        return "one sample" if self.candidates == 1 else f"best of {self.candidates}"
+
+    @property
+    def label(self) -> str:
+        """Method and way of acting, for people."""
+        return self.method if self.candidates == 1 else f"{self.method}, {self.acting}"
 
     @property
     def success(self) -> Estimate:
@@ -91,6 +102,11 @@ class Results:
     def _row(self, row: Row, method: str) -> Row | None:
         found = [other for other in self.rows if (other.task, other.preset, other.method) == (row.task, row.preset, method)]
         return found[0] if found and found[0] is not row else None
+
+
+def by_table(results: Results) -> list[tuple[str, str, list[Row]]]:
+    """Task, preset and the rows of each table, in the plan's order."""
+    return [(*key, list(rows)) for key, rows in groupby(results.rows, key=lambda row: (row.task, row.preset))]
 
 
 def gather(plan: Plan, jobs: tuple[Job, ...], records: Records) -> Results:

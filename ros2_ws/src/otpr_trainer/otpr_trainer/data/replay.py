@@ -10,8 +10,8 @@ from torch import Tensor
 
 from otpr_policy.errors import DemonstrationError
 from otpr_policy.spec import Array
-from otpr_trainer.actor import DiffusionActor
 from otpr_trainer.data.demonstrations import Demonstrations
+from otpr_trainer.sampler import ChunkSampler
 
 
 class Origin(IntEnum):
@@ -66,6 +66,11 @@ class Transitions:
 
     def __len__(self) -> int:
         return len(self.state)
+
+    def backup(self, next_value: Tensor, observed_returns: bool) -> Tensor:
+        """What Q(s, a) is led to, (B,): r + gamma^k V(s'), with ``observed_returns`` at least the return seen. next_value: (B,)."""
+        target = self.reward + self.discount * next_value
+        return torch.maximum(target, self.observed_return) if observed_returns else target
 
     def rows(self, index: Tensor) -> "Transitions":
         """The rows at ``index``."""
@@ -122,6 +127,23 @@ def of_demonstrations(demos: Demonstrations) -> list[Trajectory]:
     return found
 
 
+def mixed_rows(demonstrations: int, own: Tensor, size: int, demo_share: float, generator: torch.Generator) -> Tensor:
+    """Rows of a batch, (size,): demonstrations, which are the first of replay, and own play (RLPD, Ball et al. 2023, arXiv 2302.02948).
+
+    Both are drawn with replacement. Without own play all are demonstrations.
+
+    Args:
+        demonstrations: their number.
+        own: rows of own play to draw from, (n,).
+        size: of the batch.
+        demo_share: share of demonstrations in it.
+        generator: of the draws.
+    """
+    count = size - int(size * demo_share) if len(own) else 0
+    expert = torch.randint(demonstrations, (size - count,), generator=generator)
+    return torch.cat([expert, own[torch.randint(len(own), (count,), generator=generator)]]) if count else expert
+
+
 class Replay:
     """Everything that was seen: states with their cached candidate chunks, and the transitions between them. Tables that grow."""
 
@@ -158,7 +180,7 @@ class Replay:
         """All rows, in the order in which they came."""
         return Transitions(**{name: table.values for name, table in self._rows.items()})
 
-    def add(self, trajectory: Trajectory, actor: DiffusionActor, candidates: int) -> None:
+    def add(self, trajectory: Trajectory, actor: ChunkSampler, candidates: int) -> None:
         """Takes in an episode and draws ``candidates`` chunks of the policy in each of its states."""
         condition = actor.condition(trajectory.histories(self._observation_horizon))
         action = actor.normalized(trajectory.action)

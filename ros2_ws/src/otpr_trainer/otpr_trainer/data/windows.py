@@ -41,3 +41,13 @@ def cut(demos: Demonstrations, observation_horizon: int, chunk_length: int) -> W
         longest = max(map(len, demos.episodes))
         raise DemonstrationError(f"no episode is as long as a chunk of {chunk_length} steps; the longest has {longest}")
     return Windows(np.stack(observations), np.stack(actions))
+
+
+def previous_chunks(demos: Demonstrations, chunk_length: int, executed_length: int) -> Array:
+    """The chunks (N, Ta, Da) that lie ``executed_length`` steps before those of :func:`cut`; NaN where that is before the episode."""
+    rows = []
+    for episode in demos.episodes:
+        for start in range(len(episode) - chunk_length + 1):
+            before = start - executed_length
+            rows.append(episode.action[before : before + chunk_length] if before >= 0 else episode.action[:chunk_length] * np.nan)
+    return np.stack(rows)
