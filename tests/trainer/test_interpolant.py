@@ -216,7 +216,7 @@ def test_encode_decode_carries_the_source_through_noise_to_the_data():
 @pytest.mark.parametrize("epsilon", [name for name in EPSILONS if name != "none"])
 @pytest.mark.parametrize("form", ["linear", "power3"])
 def test_the_stochastic_chain_has_the_interpolants_marginals(form, epsilon):
-    """With much noise: a step's noise of the wrong power of the step, as in the released sampler, would show."""
+    """With much noise: that of a step is taken from the noise which is there, not added to it."""
     toy = Toy(Interpolant(form, epsilon=epsilon, noise_scale=1.0))
     chain = toy.interpolant.forward(500, 1.0, 1, math.inf)
     assert chain.step_draws() >= 498
@@ -224,6 +224,17 @@ def test_the_stochastic_chain_has_the_interpolants_marginals(form, epsilon):
     for index in (100, 250, 400, 500):
         mean, variance = toy.marginal(index / 500)
         assert states[index] == pytest.approx((mean, math.sqrt(variance)), abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "integral"), [("linear", 1 / 2), ("parabola", 1 / 6), ("root", 1 / 3), ("square", 2 / 3), ("none", 0.0)]
+)
+@pytest.mark.parametrize("steps", [100, 1000])
+def test_the_noise_of_all_steps_is_that_of_the_sde_however_many_there_are(epsilon, integral, steps):
+    """Sum of s^2 = 2 eta d^2 times the integral of eps(t): a step's noise goes with the step's root, as the released one's does not."""
+    for eta in (0.1, 0.25):
+        chain = Interpolant(epsilon=epsilon, noise_scale=0.7).forward(steps, eta, 1)
+        assert (chain.std**2).sum() == pytest.approx(2 * eta * 0.7**2 * integral, rel=0.02)
 
 
 def released(form: str, steps: int) -> tuple[float, float]:
