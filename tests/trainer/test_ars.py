@@ -21,7 +21,8 @@ def make(monkeypatch):
     learners = []
 
     def build(**changes):
-        learners.append(ars.Learner(ars.Config(**{**point_tuning.SETTINGS["ars"], **changes}), point_tuning.setup()))
+        settings = {**point_tuning.SETTINGS["ars"], "envs": 4, "directions": 2, "best": 2, **changes}
+        learners.append(ars.Learner(ars.Config(**settings), point_tuning.setup()))
         return learners[-1]
 
     yield build
@@ -93,7 +94,7 @@ def test_all_perturbed_policies_of_a_round_play_the_same_scenes_and_the_next_rou
         return iter(found)
 
     monkeypatch.setattr(finetune, "play", watched)
-    learner = make(directions=2, noise=0.1, gamma=0.5)
+    learner = make(noise=0.1, step_size=0.02, gamma=0.5)
     theta = learner.theta
     learner.update()
     first, parameters, found = zip(*rounds, strict=True)
@@ -124,7 +125,7 @@ def test_nothing_but_what_is_searched_changes(make, parameters, searched):
 
 def test_an_episode_that_one_of_a_pair_has_lost_counts_for_neither(make, monkeypatch):
     """A direction of which no scene is left is none."""
-    learner = make(directions=2, noise=1e-9)
+    learner = make(noise=1e-9)
     calls = []
 
     def losing(self, actor, numbers):

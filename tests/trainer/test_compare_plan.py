@@ -2,11 +2,13 @@
 """Plans of comparisons: what is shipped is valid, what is wrong is said with what would be valid, and what commands follow."""
 
 import argparse
+from types import SimpleNamespace
 
 import pytest
 
 from otpr_policy.cli import installed_commands
 from otpr_policy.errors import PlanError
+from otpr_trainer.commands import train
 from otpr_trainer.compare import plan as plans
 from otpr_trainer.compare.jobs import Kind, jobs
 
@@ -132,6 +134,16 @@ def test_the_jobs_are_the_commands_of_the_plan_each_after_what_it_needs(tmp_path
         "--sampler ddim --steps 5 --eta 1 --workers 1 --json"
     )
     assert next(job for job in found if job.name == "lift/otpr/0/train").needs == ("lift/demos/0/collect", "lift/bc/0/train")
+
+
+def test_policies_with_a_chain_of_their_own_are_judged_with_that(tmp_path, monkeypatch):
+    known = {**installed_commands(), ("train", "dsrl"): SimpleNamespace(load=lambda: train.DSRL)}
+    monkeypatch.setattr(plans, "installed_commands", lambda: known)
+    found = jobs(load(tmp_path, PLAN.replace("algorithm: filtered_bc", "algorithm: dsrl")))
+    by_name = {job.name: " ".join(job.words) for job in found}
+    flags = "--sampler ddim --steps 5 --eta 1"
+    assert flags not in by_name["lift/filtered_bc/0/evaluate-nominal-1"] and flags in by_name["lift/bc/0/evaluate-nominal-1"]
+    assert by_name["lift/filtered_bc/0/evaluate-nominal-1"].endswith("--preset nominal --candidates 1 --workers 1 --json")
 
 
 def test_a_command_that_goes_on_repeats_no_start(tmp_path):

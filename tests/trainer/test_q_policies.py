@@ -122,7 +122,7 @@ def test_the_policy_climbs_a_q_that_is_known(make, name):
     assert float(learner.actor.draw(condition, 1)[..., 0, 0].mean() - before) > 0.25
 
 
-KNOWN = {"dql": {}, "qsm": {}, "dipo": {"action_learning_rate": 0.01}, "qvpo": {"samples": 8}}
+KNOWN = {"dql": {}, "qsm": {}, "dipo": {"action_learning_rate": 0.03}, "qvpo": {"samples": 8}}
 
 
 @every_algorithm
@@ -243,14 +243,14 @@ def test_dqls_q_loss_does_not_depend_on_the_scale_of_q(make):
         found.append([loss, *gradients(learner, loss)])
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-7)
-    assert abs(float(found[0][0])) > 0.1
+    assert abs(found[0][0].item()) > 0.1
 
 
 def test_dqls_critics_take_turns(make):
     """One is climbed, the other divides: -q_i / q_j with i and j either way round."""
     learner = make("dql")
     learner.critic.chunk_values = lambda condition, chunk: torch.tensor([[0.2, 0.4], [0.1, 0.1]]) + 0.0 * chunk.sum()
-    seen = {round(float(learner.q_loss(states(learner, 2))), 4) for _ in range(20)}
+    seen = {round(learner.q_loss(states(learner, 2)).item(), 4) for _ in range(20)}
     assert seen == {-3.0, round(-1 / 3, 4)}
 
 

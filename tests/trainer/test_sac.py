@@ -3,6 +3,7 @@
 
 import importlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import point_tuning
@@ -56,7 +57,7 @@ def shape(learner, count):
 
 
 def test_the_actors_loss_by_hand():
-    actor = EntropyActor(nn.Linear(1, 1), learning_rate=0.1, temperature=0.5, target_entropy=-1.0)
+    actor = EntropyActor(nn.Linear(1, 1), learning_rate=0.1, temperature=0.5, temperature_learning_rate=0.1, target_entropy=-1.0)
     loss = actor.loss(torch.tensor([0.2, 0.4]), torch.tensor([1.0, 3.0]))
     assert float(loss) == pytest.approx((0.5 * 1 - 0.2 + 0.5 * 3 - 0.4) / 2)
 
@@ -64,9 +65,9 @@ def test_the_actors_loss_by_hand():
 @pytest.mark.parametrize(("entropy", "moves"), [(-0.5, -1), (-1.5, 1), (-1.0, 0)])
 def test_the_temperature_falls_where_entropy_is_above_its_target_and_rises_where_it_is_below(entropy, moves):
     network = nn.Linear(1, 1)
-    actor = EntropyActor(network, learning_rate=0.1, temperature=0.5, target_entropy=-1.0)
+    actor = EntropyActor(network, learning_rate=0.1, temperature=0.5, temperature_learning_rate=0.1, target_entropy=-1.0)
     log_prob = torch.tensor([-entropy - 0.3, -entropy + 0.3])
-    assert float(actor.temperature_loss(log_prob)) == pytest.approx(0.5 * (entropy + 1.0), abs=1e-6)
+    assert float(actor.temperature_loss(log_prob).detach()) == pytest.approx(0.5 * (entropy + 1.0), abs=1e-6)
     actor.step(network(torch.ones(1, 1)).sum(), log_prob)
     change = float(actor.temperature) - 0.5
     assert abs(change) < 1e-6 if moves == 0 else math.copysign(1, change) == moves
@@ -134,22 +135,27 @@ def test_critics_and_actor_take_turns_evenly():
 
 
 def test_rlpds_target_by_hand(learners, monkeypatch):
-    """That is r + gamma^k min of two target critics at a fresh action; r alone at an end; and no entropy, whatever the temperature."""
+    """That is r + gamma^k min of two target critics at a fresh action, at least the return seen; r alone at an end; and no entropy."""
     learner = learners["rlpd"]
     batch = learner.replay.transitions
+    state = learner.generator.get_state()
     target, generator = repeatable(learner, lambda: learner.critic_target(batch))
     condition = learner.replay.condition[batch.next_state]
     chunk, _ = learner.policy.sample(condition, torch.randn(shape(learner, len(batch)), generator=generator))
     pair = torch.randperm(3, generator=generator)[:2]
     values = torch.sigmoid(learner.critic._target(condition, chunk[:, :2]))
-    torch.testing.assert_close(target, batch.reward + batch.discount * values[pair].min(0).values)
+    differences = batch.reward + batch.discount * values[pair].min(0).values
+    torch.testing.assert_close(target, torch.maximum(differences, batch.observed_return))
+    monkeypatch.setattr(learner, "settings", replace(learner.settings, observed_returns=False))
+    learner.generator.set_state(state)
+    torch.testing.assert_close(learner.critic_target(batch), differences)
+    assert not torch.equal(target, differences)
     over = batch.discount == 0
     assert over.any() and torch.equal(target[over], batch.reward[over])
     assert not torch.allclose(values[pair].min(0).values, values.min(0).values)  # the third would have made a difference
-    learner.generator.set_state(repeatable(learner, lambda: None)[1].get_state())
     monkeypatch.setattr(learner.entropy, "_log_temperature", nn.Parameter(torch.tensor(5.0)))
-    again, generator_again = repeatable(learner, lambda: learner.critic_target(batch))
-    assert again.max() <= 1.0 and generator_again is not None
+    learner.generator.set_state(state)
+    assert torch.equal(learner.critic_target(batch), differences)
 
 
 def test_what_an_actor_climbs_is_the_mean_for_rlpd_and_the_smallest_for_the_others(learners):
@@ -238,7 +244,7 @@ def test_the_critic_of_noise_learns_the_value_of_the_chunk_that_noise_leads_to(l
     [
         *[
             ("rlpd", setting, value)
-            for setting in ("temperature", "actor_learning_rate", "critic_learning_rate")
+            for setting in ("temperature", "temperature_learning_rate", "actor_learning_rate", "critic_learning_rate")
             for value in (0.0, np.nan)
         ],
         *[("rlpd", setting, 0) for setting in ("batch_size", "actor_width", "actor_depth", "critic_heads", "critic_width", "critic_depth")],
@@ -254,3 +260,9 @@ def test_a_number_without_meaning_is_refused_by_its_name(name, setting, value):
     module = importlib.import_module(f"otpr_trainer.algorithms.{name}")
     with pytest.raises(RunError, match=setting):
         module.Config(**{setting: value})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_papers_settings_are_settings(name):
+    module = importlib.import_module(f"otpr_trainer.algorithms.{name}")
+    assert not module.Config(**module.VARIANTS["paper"]).observed_returns

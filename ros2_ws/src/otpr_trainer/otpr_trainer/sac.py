@@ -2,9 +2,9 @@
 """Soft actor-critic on action chunks, from replay with demonstrations: what RLPD, residual RL and noise steering share.
 
 Haarnoja et al. 2018, "Soft actor-critic algorithms and applications" (arXiv 1812.05905). Methods say what their Gaussian actor's chunk
-is and how it becomes an action. The critic is ours, so that a comparison is of policies: Q is a sigmoid that starts near 0
-(docs/otpr.md). Its target has no entropy term, as in RLPD's experiments with sparse reward (arXiv 2302.02948, app. B): values stay
-probabilities of success.
+is and how it becomes an action. The critic is ours, so that a comparison is of policies: Q is a sigmoid that starts near 0, and a
+return that was seen bounds it from below (docs/otpr.md; ``observed_returns`` off is the papers'). Its target has no entropy term, as in
+RLPD's experiments with sparse reward: values stay probabilities of success.
 """
 
 import math
@@ -43,9 +43,12 @@ class SacSettings(PlaySettings):
     gamma: float = setting(0.99, "discount per environment step")
     actor_width: int = setting(256, "units per hidden layer of the actor")
     actor_depth: int = setting(2, "hidden layers of the actor")
-    actor_learning_rate: float = setting(3e-4, "Adam's, of the actor and of the temperature")
+    actor_learning_rate: float = setting(3e-4, "Adam's, of the actor")
     actor_updates: float = setting(0.25, "gradient steps of the actor per environment step; 0.25 is one per chunk of 4")
-    temperature: float = setting(0.01, "weight of the entropy to begin with; values are at most 1, so the usual 1 would drown them")
+    temperature: float = setting(
+        0.001, "weight of the entropy to begin with; chunks differ by hundredths in value, so the usual 1 would drown them"
+    )
+    temperature_learning_rate: float = setting(3e-3, "Adam's, of the temperature's logarithm; ten times the actor's, for it has far to go")
     target_entropy: float = setting(-0.5, "entropy per element of an action that the temperature is led to, in nats, of tanh's (-1, 1)")
     critic_heads: int = setting(2, "critics in the ensemble")
     critic_width: int = setting(256, "units per hidden layer of a critic")
@@ -57,6 +60,7 @@ class SacSettings(PlaySettings):
         500, "gradient steps of the critics after the first round, beyond those that its environment steps ask for"
     )
     demo_share: float = setting(0.5, "share of demonstrations in a batch")
+    observed_returns: bool = setting(True, "a return that was seen bounds a value from below, as for otpr; the papers go without")
     start_steps: int = setting(1000, "environment steps that are played before the actor acts")
 
     def __post_init__(self) -> None:
@@ -65,7 +69,7 @@ class SacSettings(PlaySettings):
         not_negative(self, "actor_updates", "critic_updates", "warmup_updates", "start_steps")
         if not (0 < self.gamma <= 1 and 0 <= self.demo_share < 1 and 0 < self.target_rate <= 1):
             raise RunError("gamma and target_rate must be in (0, 1], demo_share in [0, 1)")
-        for name in ("actor_learning_rate", "critic_learning_rate", "temperature"):
+        for name in ("actor_learning_rate", "critic_learning_rate", "temperature", "temperature_learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise RunError(f"{name} must be a number above 0, got {getattr(self, name)}")
         if not math.isfinite(self.target_entropy):
@@ -79,11 +83,13 @@ class EntropyActor:
         target_entropy: of all elements that count, in nats.
     """
 
-    def __init__(self, network: nn.Module, *, learning_rate: float, temperature: float, target_entropy: float) -> None:
+    def __init__(
+        self, network: nn.Module, *, learning_rate: float, temperature: float, temperature_learning_rate: float, target_entropy: float
+    ) -> None:
         self.target_entropy = target_entropy
         self._log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         self._optimizer = torch.optim.Adam(network.parameters(), learning_rate, fused=True)
-        self._temperature_optimizer = torch.optim.Adam([self._log_temperature], learning_rate)
+        self._temperature_optimizer = torch.optim.Adam([self._log_temperature], temperature_learning_rate)
         self._parameters = list(network.parameters())
 
     @property
@@ -177,6 +183,7 @@ class SoftActorCritic(ReplayRounds):
             self.policy.gaussian,
             learning_rate=config.actor_learning_rate,
             temperature=config.temperature,
+            temperature_learning_rate=config.temperature_learning_rate,
             target_entropy=config.target_entropy * self.entropy_length * self.actor.spec.action.size,
         )
 
@@ -238,11 +245,12 @@ class SoftActorCritic(ReplayRounds):
         return self.replay.transitions.rows(rows)
 
     def critic_target(self, batch: Transitions) -> Tensor:
-        """The target y = r + gamma^k min_i Q'_i(s', a'), a' fresh, i over two target critics, (B,)."""
+        """The target y = max(r + gamma^k min_i Q'_i(s', a'), G), (B,): a' fresh, i over two target critics, G the return that was seen."""
         with torch.no_grad():
             chunk, _ = self.propose(batch.next_state)
         condition = self.replay.condition[batch.next_state]
-        return batch.reward + batch.discount * self.critic.target_values(condition, self.executed(chunk)[:, None], self.generator)[:, 0]
+        values = self.critic.target_values(condition, self.executed(chunk)[:, None], self.generator)[:, 0]
+        return batch.backup(values, self.config.observed_returns)
 
     def critic_update(self) -> dict[str, Tensor | float]:
         """One gradient step of the critics."""

@@ -29,6 +29,13 @@ from otpr_trainer.sampler import ChunkSampler
 NAME = "dsrl"
 NEEDS_INIT = True
 OWN_CHAIN = True
+PAPER = {
+    **{"observed_returns": False, "demo_share": 0.0, "sampling_steps": 8, "start_steps": 24_000},
+    **{"actor_width": 2048, "actor_depth": 3, "critic_width": 2048, "critic_depth": 3},
+    **{"critic_updates": 5.0, "actor_updates": 5.0, "noise_critic_updates": 10},
+}
+VARIANTS = {"paper": PAPER}
+"""``paper``: the released code for Can; it is made for a GPU."""
 
 
 @dataclass(frozen=True)

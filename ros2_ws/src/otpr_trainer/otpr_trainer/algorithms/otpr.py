@@ -59,7 +59,7 @@ class CriticKind(Enum):
 
 @dataclass(frozen=True)
 class Config(CriticSettings):
-    """Defaults come from single tuning runs (docs/results.md), not yet from an ablation; :data:`VARIANTS` has the paper's setting."""
+    """Defaults come from tuning runs and from the ablation in docs/results.md; :data:`VARIANTS` has the paper's setting."""
 
     critic: str = setting("ensemble", "how Q is learnt: ensemble, or iql as in the released code")
     critic_heads: int = setting(4, "critics in the ensemble")

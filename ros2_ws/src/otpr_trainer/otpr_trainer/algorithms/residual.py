@@ -27,6 +27,8 @@ from otpr_trainer.sampler import ChunkSampler
 
 NAME = "residual"
 NEEDS_INIT = True
+VARIANTS = {"paper": {"observed_returns": False}}
+"""``paper``: temporal differences alone."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from otpr_trainer.sampler import ChunkSampler
 NAME = "rlpd"
 NEEDS_INIT = True
 OWN_CHAIN = True
+VARIANTS = {"paper": {"observed_returns": False, "critic_updates": 5.0}}
+"""``paper``: temporal differences alone, 20 critic steps per chunk of 4."""
 
 
 @dataclass(frozen=True)
