@@ -24,14 +24,13 @@ from otpr_trainer.compare.runner import Runner
 from otpr_trainer.interpolant import FORMS
 
 DDIM = "ddim"
-ITERATIONS = 6000
 SOURCE_ITERATIONS = 3000
 FILE = "source.onnx"
 
 
 @dataclass(frozen=True)
 class Table:
-    """What the table is of. ``steps``: k; ``eta``: of DDIM and bridge alike."""
+    """What the table is of. ``steps``: k; ``eta``: of DDIM and bridge alike; ``iterations``: gradient steps of each policy."""
 
     task: str
     demos: tuple[int, ...]
@@ -42,6 +41,7 @@ class Table:
     episodes: int
     seed: int
     eta: float
+    iterations: int = 6000
 
     @property
     def policies(self) -> list[tuple[str, str]]:
@@ -65,8 +65,8 @@ class Table:
             if source == "artifact":
                 words += ["--source-artifact", f"{PLACE}/{label}/{DDIM}/{seed}/{FILE}"]
                 needs.append(f"{label}/{DDIM}/{seed}/{Kind.EXPORT.value}")
-            words += ["--iterations", str(ITERATIONS), "--out", f"{PLACE}/{run}", "--seed", str(seed)]
-            budget = ITERATIONS + (SOURCE_ITERATIONS if source == "cvae" else 0)
+            words += ["--iterations", str(self.iterations), "--out", f"{PLACE}/{run}", "--seed", str(seed)]
+            budget = self.iterations + (SOURCE_ITERATIONS if source == "cvae" else 0)
             trained = job(Kind.TRAIN, label, method, seed, words, tuple(needs), f"{run}/config.json", 0.012 * budget, budget=budget)
             found.append(trained)
             if source == DDIM and "artifact" in self.sources:
@@ -106,7 +106,7 @@ def markdown(table: Table, success: dict[str, dict[int, list[float]]]) -> str:
         f"# Success on {table.task} after k steps",
         "",
         f"Seeds {', '.join(map(str, table.seeds))}; {table.episodes} episodes of seed {table.seed} each; eta {table.eta:g}; "
-        f"{ITERATIONS} gradient steps (and {SOURCE_ITERATIONS} on the autoencoder of cvae). k = 0 is the source alone.",
+        f"{table.iterations} gradient steps (and {SOURCE_ITERATIONS} on the autoencoder of cvae). k = 0 is the source alone.",
         "",
         "| demonstrations | policy | " + " | ".join(f"k = {k}" for k in table.steps) + " |",
         "|---|---|" + "---|" * len(table.steps),
@@ -136,6 +136,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sources", nargs="+", choices=sorted(KINDS), default=["gaussian", "cvae", "heuristic", "previous", "artifact"])
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=["linear", "power3"])
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 1, 2, 5, 20], help="k")
+    parser.add_argument("--iterations", type=int, default=Table.iterations, help="gradient steps of each policy")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--eval-seed", type=int, default=10_000)
     parser.add_argument("--eta", type=float, default=1.0, help="share of noise in sampling, of DDIM and of the bridges")
@@ -148,7 +149,7 @@ def main() -> int:
     """Runs what is not done, then writes the table."""
     given = parse()
     lists = (tuple(given.demos), tuple(given.seeds), tuple(given.sources), tuple(given.forms), tuple(given.steps))
-    table = Table(given.task, *lists, given.episodes, given.eval_seed, given.eta)
+    table = Table(given.task, *lists, given.episodes, given.eval_seed, given.eta, given.iterations)
     records, finished = Records(given.out), True
     try:
         if not given.report_only:
