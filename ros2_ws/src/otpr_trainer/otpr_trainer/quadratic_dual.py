@@ -33,7 +33,6 @@ PASSES = 60  # of one fit; about 5 are used, and each shrinks a support or ends
 
 # The quick way.
 QUICK_STEPS = 12
-ROUGH, ROUGH_STEPS = 1e-3, 6  # marginal error down to which single precision is good enough, and steps it is given
 HOPELESS = 1e4  # marginal error that it does not come back from
 FIRST_STEP, FIRST_SLOPE = 0.7, 0.01  # length of its first step, and the least support that this believes in
 CG_STEPS, CG_TOLERANCE = 8, 1e-2
@@ -98,30 +97,24 @@ def _quick(z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None,
     """
     with torch.inference_mode(False):
         h = torch.empty_like(z)  # so that the answer need not be copied
-    rough, support = z.float(), torch.empty_like(z, dtype=torch.float32)  # which steps may depend on, for they need not be exact
-    x, y = _level_start(rough, p, q, support) if start is None else start
+    support = torch.empty_like(z, dtype=torch.float32)  # only the steps depend on it, and are no better than they have to be
+    x, y = _level_start(z, p, q, h) if start is None else start
     p_row, q_column = p.float(), q.float()
     p_column, q_row = p_row.mT, q_column.mT
     single_row, single_column = q_row.amin(2, keepdim=True), p_column.amin(1, keepdim=True)  # no support counts as one of a single entry
-    steps, exact = 0, False
+    steps = 0
     while True:
-        if exact:
-            torch.add(z, x, out=h).add_(y).relu_()
-            row_residual, column_residual = 1.0 - h.bmm(q), 1.0 - p.bmm(h)
-        else:
-            torch.add(rough, x.float(), out=support).add_(y.float()).relu_()
-            row_residual, column_residual = 1.0 - support.bmm(q_column), 1.0 - p_row.bmm(support)
+        torch.add(z, x, out=h).add_(y).relu_()
+        row_residual, column_residual = 1.0 - h.bmm(q), 1.0 - p.bmm(h)
         error = torch.maximum(row_residual.abs().amax((1, 2)), column_residual.abs().amax((1, 2)))
         worst = error.max().item()
+        if worst <= tolerance or steps >= min(QUICK_STEPS, limit):
+            return Dual(x, y, h, error, steps)
         # One problem of a batch that is lost, or not a number any more, is no reason to leave the others.
-        ended = steps >= min(QUICK_STEPS, limit) or (not worst < HOPELESS and not bool(((error > tolerance) & (error < HOPELESS)).any()))
-        if not exact and (ended or worst < ROUGH or steps >= ROUGH_STEPS):
-            exact = True
-            continue
-        if ended or worst <= tolerance:
+        if not worst < HOPELESS and not bool(((error > tolerance) & (error < HOPELESS)).any()):
             return Dual(x, y, h, error, steps)
         steps += 1
-        (support.copy_(h) if exact else support).sign_()
+        support.copy_(h).sign_()
         row, column = support.bmm(q_column), p_row.bmm(support)
         if start is None and steps == 1:
             x = x + FIRST_STEP * row_residual / row.clamp_min_(FIRST_SLOPE)
