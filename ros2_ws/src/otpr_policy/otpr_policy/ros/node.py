@@ -148,7 +148,13 @@ class PolicyNode(LifecycleNode):
         self._onnx = OnnxPolicy.from_artifact(self._artifact)
         self._policy = TimedPolicy(self._onnx, time.perf_counter)
         self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
-        self._control = ControlLoop(self._policy, self._buffer, self._contract.limits, self._contract.stop_after_s)
+        self._control = ControlLoop(
+            self._policy,
+            self._buffer,
+            self._contract.limits,
+            self._contract.stop_after_s,
+            measured_finger=self._contract.measured_finger,
+        )
         self._loop = self._control
         self._subscribe()
         self._advertise()
