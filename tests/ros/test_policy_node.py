@@ -116,7 +116,7 @@ def test_a_stopped_topic_holds_then_stops_and_nothing_more_is_published(make_ben
     stream(bench, 0.5)
     assert state(bench) is State.ENGAGED
     assert len(bench.robot.poses) >= 5
-    stream(bench, 0.3, only=("/ee_pose", "/joint_states"))  # the cube's tracker is dead; its limit is 0.05 s
+    stream(bench, 0.3, only=("/ee_pose", "/joint_states"))  # the cube's tracker is dead; its limit is 0.1 s
     assert state(bench) is State.HOLD
     assert "cube_position is" in bench.policy._control.reason
     sent = len(bench.robot.poses)

@@ -34,7 +34,7 @@ class Scene:
     """The twin, the node, and a tracker for the cube between them; everything that is sent is noted with its sender's time [s]."""
 
     def __init__(self, folder: Path, **entries: Any) -> None:
-        robot = contracts.write(folder / "robot.yaml", limits={}, **entries)
+        robot = contracts.write(folder / "robot.yaml", limits={}, max_age_s=0.05, **entries)
         data = yaml.safe_load(Path(robot).read_text())
         data["observations"]["cube_position"]["topic"] = "/tracker/cube"
         (folder / "policy.yaml").write_text(yaml.safe_dump(data))
