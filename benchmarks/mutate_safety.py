@@ -5,7 +5,7 @@ A mutant is the module with one change: a comparison moved or turned round, an o
 negation dropped, a returned value or a call left out. For each, the tests of that module run in a process of its own
 and stop at the first that fails. A mutant that no test fails for survives; it is named with its place.
 
-Writes out/mutation/safety.json. Mutants that were judged before with the same sources and tests are not judged again.
+Writes out/mutation/safety.json. A mutant that was judged before, with the same sources and tests, is not judged again.
 """
 
 import argparse
@@ -248,28 +248,27 @@ def _run_tests(module: str, source: str) -> None:
 # All of them
 
 
-def _digest() -> str:
-    """Of everything that a judgement depends on besides the mutant itself."""
+def _digest(module: str) -> str:
+    """Of everything that a judgement of a module's mutant depends on besides the mutant itself."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
-    for path in sorted([*PACKAGE.glob("*.py"), *TESTS.glob("test_*.py"), *(ROOT / "tests").glob("*.py")]):
+    tests = [TESTS / name for name in TARGETS[module]]
+    for path in sorted([*(path for path in PACKAGE.glob("*.py") if path.stem != module), *tests, *(ROOT / "tests").glob("*.py")]):
         digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
-def _earlier(digest: str) -> dict[str, str]:
-    if not OUT.is_file():
-        return {}
-    known = json.loads(OUT.read_text(encoding="utf-8"))
-    return dict(known["judgements"]) if known["digest"] == digest else {}
+def _earlier() -> dict[str, str]:
+    return dict(json.loads(OUT.read_text(encoding="utf-8"))["judgements"]) if OUT.is_file() else {}
 
 
-def _write(digest: str, judgements: dict[str, str], everything: list[Mutant]) -> dict[str, Any]:
+def _write(judgements: dict[str, str], everything: dict[str, Mutant]) -> dict[str, Any]:
     from otpr_policy.files import make_directory, write_text
 
-    judged = [mutant for mutant in everything if mutant.key in judgements]
-    survivors = [mutant for mutant in judged if judgements[mutant.key] == "survived"]
+    judged = [mutant for key, mutant in everything.items() if key in judgements]
+    survivors = [mutant for key, mutant in everything.items() if judgements.get(key) == "survived"]
     result = {
         "mutants": len(judged),
+        "unjudged": len(everything) - len(judged),
         "killed": len(judged) - len(survivors),
         "score": (len(judged) - len(survivors)) / max(1, len(judged)),
         "modules": {
@@ -278,7 +277,6 @@ def _write(digest: str, judgements: dict[str, str], everything: list[Mutant]) ->
         },
         "survivors": [{key: value for key, value in asdict(mutant).items() if key != "source"} for mutant in survivors],
         "python": platform.python_version(),
-        "digest": digest,
         "judgements": judgements,
     }
     make_directory(OUT.parent)
@@ -306,16 +304,17 @@ def main() -> int:
             print(f"error: the tests of {module} fail without any mutation; run pytest on {', '.join(TARGETS[module])}", file=sys.stderr)
             return 1
         limits_s[module] = 5 * (time.monotonic() - start) + 10
-    everything = [mutant for module, source in sources.items() for mutant in mutants(module, source)][:: arguments.sample or 1]
-    digest = _digest()
-    judgements = _earlier(digest)
-    result = _write(digest, judgements, everything)
+    chosen = [mutant for module, source in sources.items() for mutant in mutants(module, source)][:: arguments.sample or 1]
+    digests = {module: _digest(module) for module in modules}
+    everything = {f"{digests[mutant.module]}-{mutant.key}": mutant for mutant in chosen}
+    judgements = _earlier()
+    result = _write(judgements, everything)
     with tqdm(total=len(everything), unit="mutant", initial=result["mutants"]) as progress:
-        for mutant in everything:
-            if mutant.key in judgements:
+        for key, mutant in everything.items():
+            if key in judgements:
                 continue
-            judgements[mutant.key] = judge(mutant.module, mutant.source, limits_s[mutant.module])
-            result = _write(digest, judgements, everything)
+            judgements[key] = judge(mutant.module, mutant.source, limits_s[mutant.module])
+            result = _write(judgements, everything)
             progress.set_postfix_str(f"{result['mutants'] - result['killed']} survived")
             progress.update()
     for survivor in result["survivors"]:
