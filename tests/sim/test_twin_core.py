@@ -120,7 +120,9 @@ def test_a_robot_that_is_told_to_hold_stays_where_it_is_drops_what_waits_and_fol
         (9.995, 10.0, None),
     ],
 )
-def test_in_real_time_a_command_that_is_too_old_or_older_than_the_last_is_not_taken(stamp_s: float, now_s: float, reason: str | None) -> None:
+def test_in_real_time_a_command_that_is_too_old_or_older_than_the_last_is_not_taken(
+    stamp_s: float, now_s: float, reason: str | None
+) -> None:
     core, env = make()
     core.take_gripper([0.0])
     assert core.take_pose(pose(9_995_000_000, 0.1), 9_995_000_000) is None
