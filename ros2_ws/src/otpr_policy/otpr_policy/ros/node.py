@@ -6,7 +6,8 @@
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
-ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it.
+ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it, nor does the
+watchdog's thread (guard.py), which can take the permission to send away from a control thread that hangs.
 """
 
 import gc
@@ -30,13 +31,15 @@ from std_srvs.srv import SetBool, Trigger
 from otpr_policy.artifact import PolicyArtifact, load
 from otpr_policy.chunk import episode_rng
 from otpr_policy.contract import ObservationSource, RobotContract, load_contract
-from otpr_policy.control import ControlLoop, State
+from otpr_policy.control import MAY_MOVE, ControlLoop, State
+from otpr_policy.dead_man import AfterRelease
 from otpr_policy.errors import ContractError, OtprError, unknown
 from otpr_policy.health import Percentiles, TimedPolicy
 from otpr_policy.inference import OnnxPolicy
-from otpr_policy.observation import ObservationBuffer
+from otpr_policy.observation import Missing, ObservationBuffer
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 from otpr_policy.ros.diagnostics import diagnostics
+from otpr_policy.ros.guard import Guard
 from otpr_policy.ros.messages import (
     COMMAND_QOS,
     LATCHED_QOS,
@@ -44,6 +47,7 @@ from otpr_policy.ros.messages import (
     decode,
     encode_gripper,
     encode_pose,
+    offered_command_qos,
     stamp_to_ns,
     subscription_qos,
 )
@@ -94,6 +98,9 @@ class PolicyNode(LifecycleNode):
         gc.unfreeze()
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
+        if self._pacing is Pacing.CLOCK:  # in lockstep the world waits for us, however long we take
+            publishers = (self._pose_publisher, self._gripper_publisher)
+            self._guard.start(self._artifact.manifest.policy.period_s, self._control, self._is_fresh, publishers, self._tell_stopped)
         self._thread = ControlThread(
             self._tick,
             pacing=self._pacing,
@@ -148,10 +155,19 @@ class PolicyNode(LifecycleNode):
         self._onnx = OnnxPolicy.from_artifact(self._artifact)
         self._policy = TimedPolicy(self._onnx, time.perf_counter)
         self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
-        self._control = ControlLoop(self._policy, self._buffer, self._contract.limits, self._contract.stop_after_s)
+        switch = self._contract.dead_man_switch
+        self._control = ControlLoop(
+            self._policy,
+            self._buffer,
+            self._contract.limits,
+            self._contract.stop_after_s,
+            measured_finger=self._contract.measured_finger,
+            after_release=AfterRelease.ENGAGE if switch is None else switch.after_release,
+        )
         self._loop = self._control
         self._subscribe()
         self._advertise()
+        self._guard = Guard(self, self._contract, self._keep, self._on_rival)
 
     def _subscribe(self) -> None:
         by_topic: dict[str, dict[str, ObservationSource]] = defaultdict(dict)
@@ -169,8 +185,9 @@ class PolicyNode(LifecycleNode):
     def _advertise(self) -> None:
         contract = self._contract
         keep = self._keep
-        self._pose_publisher = keep(self.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, COMMAND_QOS))
-        self._gripper_publisher = keep(self.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, COMMAND_QOS))
+        qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(self._artifact.manifest.policy.period_s)
+        self._pose_publisher = keep(self.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, qos))
+        self._gripper_publisher = keep(self.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, qos))
         self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))
         self._state_publisher = keep(self.create_publisher(String, "~/state", LATCHED_QOS))
         self._identity_publisher = keep(self.create_publisher(String, "~/artifact", LATCHED_QOS))
@@ -201,6 +218,7 @@ class PolicyNode(LifecycleNode):
         if self._thread is not None:
             self._thread.close()
             self._thread = None
+            self._guard.close()
         if self._loop is not None:
             with self._lock:
                 self._loop.disengage(reason)
@@ -211,14 +229,19 @@ class PolicyNode(LifecycleNode):
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
         try:
+            self._guard.beat()
             with self._lock:  # over publishing too: once a service has disengaged, nothing more is sent
-                command = self._control.tick(now_ns)
+                command = self._control.tick(now_ns, self._guard.released())
                 if command is not None:
                     # Everything is encoded before anything is sent: a failure leaves nothing half-sent.
                     pose = encode_pose(command.target, self._contract.pose_command.frame, command.stamp_ns)
                     gripper = encode_gripper(command.target)
-                    self._gripper_publisher.publish(gripper)
-                    self._pose_publisher.publish(pose)
+                    if self._guard.permit.revoked is None:  # asked last: however long all this took, the watchdog had its say
+                        self._gripper_publisher.publish(gripper)
+                        self._pose_publisher.publish(pose)
+                if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
+                    self._control.stop(self._guard.permit.revoked)
+                    command = None
             self._publish_state()
             return command is not None
         except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
@@ -259,13 +282,12 @@ class PolicyNode(LifecycleNode):
     def _engage(self) -> str | None:
         if self._thread is None:
             return "the node is not active"
-        for topic in (self._contract.pose_command.topic, self._contract.gripper_command.topic):
-            commanders = self.count_publishers(topic)
-            if commanders != 1:
-                return f"{commanders} nodes publish on {topic}; only one may command the robot"
+        refused = self._guard.refusal()
+        if refused is not None:
+            return refused
         with self._lock:
             now_ns = self._data_time_ns()
-            refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
+            refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements), self._guard.released())
         if refused is None:
             self._engagements += 1
             self._thread.answer_again()
@@ -274,10 +296,21 @@ class PolicyNode(LifecycleNode):
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
             self._control.reset()
+            self._guard.permit.grant()
         response.success = True
         response.message = self._control.state.value
         self._publish_state()
         return response
+
+    def _on_rival(self, reason: str) -> None:
+        with self._lock:
+            if self._control.state not in MAY_MOVE:
+                return
+            self._control.stop(reason)
+        self._publish_state()
+
+    def _is_fresh(self) -> bool:
+        return not isinstance(self._buffer.observe(self._data_time_ns()), Missing)
 
     def _data_time_ns(self) -> int:
         """Now on the clock that observations are stamped with; in lockstep time is where the observation is."""
@@ -288,9 +321,7 @@ class PolicyNode(LifecycleNode):
     # Telling
 
     def _publish_state(self) -> None:
-        with (
-            self._lock
-        ):  # services and the control thread both tell; state and reason are one thing, and the last told must be the last set
+        with self._lock:  # services and the control thread both tell; state and reason are one, and the last told must be the last set
             self._publish_state_locked()
 
     def _publish_state_locked(self) -> None:
@@ -305,14 +336,21 @@ class PolicyNode(LifecycleNode):
             else:
                 self.get_logger().info(state)
 
+    def _tell_stopped(self, reason: str) -> None:
+        """Called by the watchdog, while the control thread may hang with ``_lock``: takes no lock."""
+        state = f"{State.STOPPED.value}: {reason}"
+        self._published_state = state
+        self._state_publisher.publish(String(data=state))
+        self.get_logger().error(state)
+
     def _publish_diagnostics(self) -> None:
         facts = {"robot": self._contract.robot, "providers": ", ".join(self._onnx.providers), **self._identity()}
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
                 self.get_clock().now().to_msg(),
-                self._control.state,
-                self._control.reason,
+                self._control.state if self._guard.permit.revoked is None else State.STOPPED,
+                self._guard.permit.revoked or self._control.reason,
                 self._control.counters,
                 Percentiles.of(list(self._policy.durations_s)),
                 facts,
