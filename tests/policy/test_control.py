@@ -16,6 +16,7 @@ from otpr_policy.control import Command, ControlLoop, State
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.rotation import matrix_to_columns
 from otpr_policy.safety import Limits
+from otpr_policy.source import PolicySource
 from otpr_policy.spec import Array, PolicySpec
 
 LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05)
@@ -54,7 +55,7 @@ class Robot:
     def __init__(self, stop_after_s: float = 0.2, **policy: Any) -> None:
         self.policy = Script(**policy)
         self.buffer = ObservationBuffer(self.policy.spec.observation, dict.fromkeys(SAMPLES, 0.1))
-        self.loop = ControlLoop(self.policy, self.buffer, LIMITS, stop_after_s)
+        self.loop = ControlLoop(PolicySource(self.policy), self.buffer, LIMITS, stop_after_s)
         self.now_ns = 1_700_000_000_000_000_000
 
     def sense(self, **changed: Any) -> None:
