@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from otpr_policy.chunk import episode_rng
 from otpr_policy.command import delta_to_target
 from otpr_policy.control import Command, ControlLoop, State
+from otpr_policy.limits import Limits
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.rotation import matrix_to_columns
-from otpr_policy.safety import Limits
 from otpr_policy.source import PolicySource
 from otpr_policy.spec import Array, PolicySpec
 
-LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05)
+LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05, 2.5, 50.0, 4.0, 80.0, 1.2, 1.0, 0.0)
 STEP_NS = 50_000_000
 STILL = np.array([0.0, 0, 0, 0, 0, 0, 0.02])
 SAMPLES = {
@@ -127,7 +127,7 @@ def test_a_command_leaves_in_the_state_engaged_and_in_no_other(state: State) -> 
 
 
 def test_a_command_is_the_delta_from_the_newest_measurement_and_carries_its_oldest_stamp() -> None:
-    action = np.array([0.01, -0.02, 0.03, 0.1, 0.0, -0.2, 0.04])
+    action = np.array([0.01, -0.02, 0.03, 0.1, 0.0, -0.15, 0.04])
     robot = Robot(action=action).in_state(State.ENGAGED)
     moved = np.array([0.52, 0.01, 0.12])
     robot.now_ns += STEP_NS

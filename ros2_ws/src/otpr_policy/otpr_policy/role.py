@@ -97,7 +97,7 @@ def _with_policy(mode: Mode, path: Path, contract: RobotContract, where: str) ->
     if mode is Mode.COMMAND and contract.teleop is not None:
         stream = OperatorStream(contract.teleop.max_age_s)
         fields = {"observation": spec.observation, "action": spec.action}
-        operator = OperatorSource(stream, contract.teleop, contract.limits, **fields, rate_hz=spec.control_rate_hz)
+        operator = OperatorSource(stream, contract, **fields, rate_hz=spec.control_rate_hz)
         arbiter = Arbiter(acting, operator)
     who = f"{provenance.algorithm} policy for {provenance.task} ({artifact.sha256[:12]})"
     proposing = ", proposing only" if mode is Mode.SHADOW else ""

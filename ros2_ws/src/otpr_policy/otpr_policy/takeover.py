@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from otpr_policy.contract import RobotContract, Teleop
+from otpr_policy.command import READS
+from otpr_policy.contract import RobotContract, Teleop, source_size
 from otpr_policy.errors import ContractError
 from otpr_policy.observation import Missing
 from otpr_policy.operator_stream import OperatorStream, Twist
 from otpr_policy.rotation import columns_to_matrix, matrix_to_rotation_vector, rotation_vector_to_matrix
-from otpr_policy.safety import Limits
 from otpr_policy.source import Action, ActionSource, Commander
 from otpr_policy.spec import Array, Field, Semantics, VectorSpec
 
@@ -35,22 +35,27 @@ class OperatorSource:
     """Actions of an operator, made from the stream of a device."""
 
     def __init__(
-        self, stream: OperatorStream, teleop: Teleop, limits: Limits, *, observation: VectorSpec, action: VectorSpec, rate_hz: float
+        self, stream: OperatorStream, contract: RobotContract, *, observation: VectorSpec, action: VectorSpec, rate_hz: float
     ) -> None:
         """Makes the source.
 
         Args:
             stream: where the device's messages arrive.
-            teleop: how fast an operator may be.
-            limits: the robot's; the reference stays in its workspace.
+            contract: of the robot: how fast an operator may be, and the workspace that the reference stays in.
             observation: has at least ``ee_position`` and ``ee_rotation``.
             action: the fields of a Cartesian action, with their bounds.
             rate_hz: actions per second.
+
+        Raises:
+            ContractError: the contract has no section ``teleop``.
         """
+        limits = contract.limits
         self.observation, self.action, self.control_rate_hz = observation, action, rate_hz
         self.trained_on: VectorSpec | None = None
         self._stream = stream
-        self._teleop = teleop
+        self._teleop = require_teleop(contract)
+        self._measured_finger = contract.measured_finger
+        self._finger_step = limits.max_gripper_velocity_m_s / rate_hz
         self._workspace = np.array(limits.workspace_low), np.array(limits.workspace_high)
         self._bounds = action.split(np.stack([action.low, action.high]))
         self._reference: _Reference | None = None
@@ -81,13 +86,16 @@ class OperatorSource:
         if isinstance(twist, Missing):
             return twist
         position, rotation = values["ee_position"], columns_to_matrix(values["ee_rotation"])
+        fingers = self._next_fingers(values)
+        if fingers is None:  # opening or closing without being told to would drop or crush something
+            return Missing("where the fingers are is not measured: the operator has to open or close the gripper first")
         led = self._led(self._reference or _Reference(position, rotation), twist)
         # Within the bounds of an action from the measured hand: a hand that is held back does not leap when it comes free.
         way = np.clip(led.position - position, *self._bounds["ee_position_delta"])
         turn = np.clip(matrix_to_rotation_vector(led.rotation @ rotation.T), *self._bounds["ee_rotation_delta"])
         self._reference = _Reference(position + way, rotation_vector_to_matrix(turn) @ rotation)
-        self._fingers = self._wanted_fingers(values)
-        fields = {"ee_position_delta": way, "ee_rotation_delta": turn, _FINGERS: np.array([self._fingers])}
+        self._fingers = fingers
+        fields = {"ee_position_delta": way, "ee_rotation_delta": turn, _FINGERS: np.array([fingers])}
         return Action(self.action.flatten(fields), Commander.OPERATOR)
 
     def _led(self, reference: _Reference, twist: Twist) -> _Reference:
@@ -100,14 +108,19 @@ class OperatorSource:
         turn = step_s * _at_most(twist.angular, self._teleop.angular_speed)
         return _Reference(position, rotation_vector_to_matrix(turn) @ reference.rotation)
 
-    def _wanted_fingers(self, values: Mapping[str, Array]) -> float:
-        wanted = self._stream.gripper
+    def _next_fingers(self, values: Mapping[str, Array]) -> float | None:
+        """On their way to where the operator wants them, as fast as they may; as they are while nothing was said."""
+        now = self._fingers
+        if now is None and self._measured_finger is not None and self._measured_finger[0] in values:
+            name, index = self._measured_finger
+            now = float(values[name][index])
+        wanted = now if self._stream.gripper is None else self._stream.gripper
         if wanted is None:
-            wanted = self._fingers
-        if wanted is None:  # as measured; opening or closing without being told to would drop or crush something
-            wanted = float(values[_FINGERS].mean())
+            return None
         low, high = self._bounds[_FINGERS]
-        return float(np.clip(wanted, low[0], high[0]))
+        step = float("inf") if now is None else self._finger_step
+        start = wanted if now is None else now
+        return float(np.clip(start + np.clip(wanted - start, -step, step), low[0], high[0]))
 
 
 class Arbiter:
@@ -183,9 +196,7 @@ def teleop_source(contract: RobotContract, stream: OperatorStream) -> OperatorSo
         ContractError: the contract has no section ``teleop``, or not the fields of the hand.
     """
     teleop = require_teleop(contract)
-    return OperatorSource(
-        stream, teleop, contract.limits, observation=_hand(contract), action=_action(teleop), rate_hz=teleop.control_rate_hz
-    )
+    return OperatorSource(stream, contract, observation=_hand(contract), action=_action(teleop), rate_hz=teleop.control_rate_hz)
 
 
 def require_teleop(contract: RobotContract) -> Teleop:
@@ -197,14 +208,14 @@ def require_teleop(contract: RobotContract) -> Teleop:
 
 def _hand(contract: RobotContract) -> VectorSpec:
     """What an operator's action is made from. The ranges are not checked: a person acts."""
-    sizes = {"ee_position": 3, "ee_rotation": 6, _FINGERS: 0}
-    fields = []
-    for name, size in sizes.items():
-        source = contract.observations.get(name)
-        if source is None:
+    names = [*READS, *([contract.measured_finger[0]] if contract.measured_finger else [])]
+    for name in names:
+        if name not in contract.observations:
             raise ContractError(f"contract {contract.robot} has no observation {name!r}, which teleoperation needs")
-        size = size or len(source.joints)
-        fields.append(Field(name, source.unit, (-1.0,) * size, (1.0,) * size))
+    fields = []
+    for name in names:
+        size = source_size(contract.observations[name])
+        fields.append(Field(name, contract.observations[name].unit, (-1.0,) * size, (1.0,) * size))
     return VectorSpec(tuple(fields))
 
 

@@ -143,7 +143,13 @@ class PolicyNode(LifecycleNode):
         self._role: Role = make_role(mode, self.parameters.policy, self._contract)
         source = self._role.source
         self._buffer = ObservationBuffer(source.observation, self._contract.max_ages_s())
-        self._control = ControlLoop(source, self._buffer, self._contract.limits, self._contract.stop_after_s)
+        self._control = ControlLoop(
+            source,
+            self._buffer,
+            self._contract.limits,
+            self._contract.stop_after_s,
+            measured_finger=self._contract.measured_finger,
+        )
         self._loop = self._control
         self._subscribe()
         self._advertise()
