@@ -221,6 +221,8 @@ class PolicyNode(LifecycleNode):
         """One control step; returns whether a command was sent."""
         try:
             with self._lock:  # over publishing too: once a service has disengaged, nothing more is sent
+                if self._role.mode is Mode.SHADOW:
+                    self._go_on_proposing(now_ns)
                 command = self._control.tick(now_ns)
                 if command is not None:
                     self._outlet.publish(command)
@@ -231,6 +233,14 @@ class PolicyNode(LifecycleNode):
                 self._control.stop(f"internal error: {error!r}")
             self.get_logger().error(f"stopped by an internal error:\n{traceback.format_exc()}")
             return False
+
+    def _go_on_proposing(self, now_ns: int) -> None:
+        """In shadow mode nothing moves, so that nobody has to engage, and a stop ends by itself with the next good observation."""
+        if self._control.state is State.STOPPED:
+            self._control.reset()
+        if self._control.state is State.READY:
+            refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
+            self._engagements += refused is None
 
     # Callbacks
 
