@@ -17,6 +17,7 @@ setup(
     package_data={PACKAGE: ["py.typed", "plans/*.yaml"]},
     python_requires=">=3.10",
     install_requires=[
+        "h5py",
         "matplotlib",
         "numpy",
         "onnx",
@@ -39,6 +40,7 @@ setup(
         "otpr.commands": [
             "compare = otpr_trainer.commands.compare:COMMAND",
             "demos.collect = otpr_trainer.commands.demos:COLLECT",
+            "demos.convert = otpr_trainer.commands.demos_convert:COMMAND",
             "demos.info = otpr_trainer.commands.demos:INFO",
             "eval = otpr_trainer.commands.eval:COMMAND",
             "export = otpr_trainer.commands.export:COMMAND",
