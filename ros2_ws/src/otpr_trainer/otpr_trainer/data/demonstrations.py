@@ -2,7 +2,8 @@
 """Demonstrations on disk: ``demos.json`` says what they are, ``episodes/NNNNNN.npz`` hold one episode each.
 
 An episode file has, for T actions, ``observation.FIELD`` (T + 1, size) with the last row after the last action,
-``action.FIELD`` (T, size), ``state`` (T + 1, S; S = 0 where there is no simulator), ``reward`` (T,) and ``attempt`` ().
+``action.FIELD`` (T, size), ``state`` (T + 1, S; S = 0 where there is no simulator), ``reward`` (T,) and ``attempt`` (). Where a policy
+acted too, ``operator`` (T,) is 1 in the steps that an operator commanded and 0 in the others.
 Every file is written atomically and the header last, so a directory is valid after any crash.
 """
 
@@ -118,13 +119,17 @@ class Header:
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One successful episode of T actions. ``observation``: (T + 1, Do), ``action``: (T, Da), ``state``: (T + 1, S), ``reward``: (T,)."""
+    """One successful episode of T actions. ``observation``: (T + 1, Do), ``action``: (T, Da), ``state``: (T + 1, S), ``reward``: (T,).
+
+    ``operator``: (T,), 1.0 in the steps that an operator commanded, 0.0 in a policy's; None in a demonstration, which is an expert's alone.
+    """
 
     attempt: int
     observation: Array
     action: Array
     state: Array
     reward: Array
+    operator: Array | None = None
 
     def __len__(self) -> int:
         return len(self.action)
@@ -133,6 +138,7 @@ class Episode:
         """Writes the episode atomically. Raises OutputError."""
         arrays = {f"observation.{name}": values for name, values in header.observation.split(self.observation).items()}
         arrays |= {f"action.{name}": values for name, values in header.action.split(self.action).items()}
+        arrays |= {} if self.operator is None else {"operator": self.operator}
         archive = io.BytesIO()  # written to disk in one piece: a zip file that meets a full disk complains once more when it is collected
         np.savez(archive, attempt=self.attempt, state=self.state, reward=self.reward, **arrays)
         write_bytes(path, archive.getvalue())
@@ -149,9 +155,12 @@ class Episode:
         action = [_field(arrays, f"action.{f.name}", path, (steps, f.size)) for f in header.action.fields]
         state = _field(arrays, "state", path, (steps + 1, None))
         attempt = _field(arrays, "attempt", path, ())
+        operator = _field(arrays, "operator", path, (steps,)) if "operator" in arrays else None
+        if operator is not None and not np.isin(operator, (0.0, 1.0)).all():
+            raise DemonstrationError(f"{path}: operator must be 1 in the steps that an operator commanded, and 0 in the others")
         if arrays:
             raise DemonstrationError(f"{path}: unknown fields {', '.join(sorted(arrays))}; the header does not list them")
-        episode = cls(int(attempt), np.concatenate(observation, axis=1), np.concatenate(action, axis=1), state, reward)
+        episode = cls(int(attempt), np.concatenate(observation, axis=1), np.concatenate(action, axis=1), state, reward, operator)
         outside = (episode.action < header.action.low) | (episode.action > header.action.high)
         if outside.any():
             raise DemonstrationError(f"{path}: {header.action.label(int(np.argmax(outside.any(0))))} is beyond its bounds")
@@ -178,7 +187,8 @@ class Demonstrations:
         identity = [header.task, header.observation.to_json(), header.action.to_json(), header.control_rate_hz]
         digest.update(json.dumps(identity).encode())
         for episode in self.episodes:
-            for array in (episode.observation, episode.action, episode.state, episode.reward):
+            labels = () if episode.operator is None else (episode.operator,)
+            for array in (episode.observation, episode.action, episode.state, episode.reward, *labels):
                 digest.update(repr(array.shape).encode() + np.ascontiguousarray(array, dtype="<f8").tobytes())
         return digest.hexdigest()
 
