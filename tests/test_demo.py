@@ -45,12 +45,8 @@ def test_a_policy_that_fails_ends_with_status_one_and_a_whole_summary(tmp_path: 
     policy = tiny_policy.write(tmp_path / "tiny.onnx")
     out = tmp_path / "demo"
     robot = contracts.write(tmp_path / "robot.yaml")
-    result = subprocess.run(
-        [*OTPR, "demo", str(policy), "--episodes", "1", "--lockstep", "--robot", robot, "--out", str(out)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    options = ["--episodes", "1", "--lockstep", "--robot", robot, "--out", str(out)]
+    result = subprocess.run([*OTPR, "demo", str(policy), *options], capture_output=True, text=True, timeout=200)
     assert result.returncode == 1
     assert "0/1 episodes succeeded, 1 are required" in result.stderr.splitlines()[-1]
     assert json.loads((out / "summary.json").read_text())["successes"] == 0

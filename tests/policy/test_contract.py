@@ -59,7 +59,7 @@ def test_the_shipped_contract_says_what_the_file_says() -> None:
     assert (hand.topic, hand.type, hand.part, hand.frame) == ("/ee_pose", MessageType.POSE_STAMPED, Part.ROTATION_COLUMNS, "panda_link0")
     assert fingers.joints == ("panda_finger_joint1", "panda_finger_joint2")
     assert fingers.reliability is Reliability.BEST_EFFORT  # the default
-    assert contract.max_ages_s() == dict.fromkeys(contract.observations, 0.1)
+    assert contract.max_ages_s() == dict.fromkeys(contract.observations, 0.05)
     assert contract.limits.workspace_low == (0.25, -0.45, -0.12)
     assert contract.limits.max_rotation_rad == 0.9
     assert contract.stop_after_s == 0.5

@@ -348,10 +348,10 @@ def _fuzz(targets: int, seed: int) -> dict[Band, int]:
     return total
 
 
-def test_in_20_000_fuzzed_targets_not_one_command_is_out_of_any_limit() -> None:
-    total = _fuzz(20_000, seed=1)
-    assert sum(total.values()) == 20_000
-    assert min(total.values()) > 1000  # a test that only ever passes, clamps or rejects proves nothing
+def test_in_6000_fuzzed_targets_not_one_command_is_out_of_any_limit() -> None:
+    total = _fuzz(6000, seed=1)
+    assert sum(total.values()) == 6000
+    assert min(total.values()) > 500  # a test that only ever passes, clamps or rejects proves nothing
 
 
 @pytest.mark.slow
@@ -385,8 +385,8 @@ def test_filtering_again_changes_nothing_and_no_target_is_moved_past_where_it_wa
     limiter = TargetLimiter(LIMITS, PERIOD_S)
     columns = matrix_to_columns(DOWN)
     clamped = 0
-    for position, quaternion, finger, hand in zip(*_walk(rng, 4000), strict=True):
-        before = copy.deepcopy(limiter)
+    for position, quaternion, finger, hand in zip(*_walk(rng, 1500), strict=True):
+        before = copy.copy(limiter)  # its attributes are replaced, never changed
         target = CartesianTarget(position, quaternion, float(finger))
         once = limiter.filter(target, hand, columns, 0.02)
         if once.band is Band.REJECT:
@@ -403,4 +403,4 @@ def test_filtering_again_changes_nothing_and_no_target_is_moved_past_where_it_wa
             assert np.linalg.norm(went) <= np.linalg.norm(asked) + 1e-12
             assert np.linalg.norm(np.cross(went, asked)) <= 1e-12  # in the direction that was asked for
             assert went @ asked >= -1e-12
-    assert clamped > 200
+    assert clamped > 100

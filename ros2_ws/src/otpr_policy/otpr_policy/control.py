@@ -32,6 +32,9 @@ class State(Enum):
     STOPPED = "STOPPED"  # something was wrong for too long; a person has to reset
 
 
+MAY_MOVE = (State.ENGAGED, State.HOLD)
+
+
 @dataclass(frozen=True)
 class Command:
     """What goes out: the target, the stamp of the observation that it answers, and who wants it."""

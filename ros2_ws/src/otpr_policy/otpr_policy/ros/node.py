@@ -7,7 +7,8 @@
     ~/takeover   the operator has the robot (std_srvs/SetBool)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
-ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it.
+ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it, nor does the
+watchdog's thread (guard.py), which can take the permission to send away from a control thread that hangs.
 """
 
 import gc
@@ -29,16 +30,20 @@ from std_srvs.srv import SetBool, Trigger
 
 from otpr_policy.chunk import episode_rng
 from otpr_policy.contract import ObservationSource, RobotContract, load_contract
-from otpr_policy.control import ControlLoop, State
+from otpr_policy.control import MAY_MOVE, ControlLoop, State
+from otpr_policy.dead_man import AfterRelease
 from otpr_policy.errors import ContractError, OtprError, unknown
-from otpr_policy.observation import ObservationBuffer
+from otpr_policy.observation import Missing, ObservationBuffer
 from otpr_policy.role import Mode, Role, make_role
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 from otpr_policy.ros.diagnostics import diagnostics
+from otpr_policy.ros.guard import Guard
 from otpr_policy.ros.messages import (
+    COMMAND_QOS,
     LATCHED_QOS,
     MESSAGE_CLASSES,
     decode,
+    offered_command_qos,
     stamp_to_ns,
     subscription_qos,
 )
@@ -91,6 +96,9 @@ class PolicyNode(LifecycleNode):
         gc.unfreeze()
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
+        if self._pacing is Pacing.CLOCK:  # in lockstep the world waits for us, however long we take
+            period_s = 1.0 / self._role.source.control_rate_hz
+            self._guard.start(period_s, self._control, self._is_fresh, self._outlet.publishers, self._tell_stopped)
         self._thread = ControlThread(
             self._tick,
             pacing=self._pacing,
@@ -143,16 +151,19 @@ class PolicyNode(LifecycleNode):
         self._role: Role = make_role(mode, self.parameters.policy, self._contract)
         source = self._role.source
         self._buffer = ObservationBuffer(source.observation, self._contract.max_ages_s())
+        switch = self._contract.dead_man_switch
         self._control = ControlLoop(
             source,
             self._buffer,
             self._contract.limits,
             self._contract.stop_after_s,
             measured_finger=self._contract.measured_finger,
+            after_release=AfterRelease.ENGAGE if switch is None else switch.after_release,
         )
         self._loop = self._control
         self._subscribe()
         self._advertise()
+        self._guard = Guard(self, self._contract, self._keep, self._on_rival, commands=mode is not Mode.SHADOW)
 
     def _subscribe(self) -> None:
         by_topic: dict[str, dict[str, ObservationSource]] = defaultdict(dict)
@@ -170,11 +181,13 @@ class PolicyNode(LifecycleNode):
     def _advertise(self) -> None:
         contract = self._contract
         keep = self._keep
+        period_s = 1.0 / self._role.source.control_rate_hz
         if self._role.mode is Mode.SHADOW:
             report = Path(self.parameters.report) if self.parameters.report else None
-            self._outlet: Outlet = ProposalOutlet(self, keep, contract, 1.0 / self._role.source.control_rate_hz, report)
+            self._outlet: Outlet = ProposalOutlet(self, keep, contract, period_s, report)
         else:
-            self._outlet = CommandOutlet(self, keep, contract)
+            qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(period_s)
+            self._outlet = CommandOutlet(self, keep, contract, qos)
         if self._role.stream is not None:
             frame, counters = contract.pose_command.frame, self._control.counters
             self._link = OperatorLink(self, keep, self._role.stream, frame=frame, now_ns=self._data_time_ns, counters=counters)
@@ -209,6 +222,7 @@ class PolicyNode(LifecycleNode):
         if self._thread is not None:
             self._thread.close()
             self._thread = None
+            self._guard.close()
         if self._loop is not None:
             with self._lock:
                 self._loop.disengage(reason)
@@ -220,12 +234,17 @@ class PolicyNode(LifecycleNode):
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
         try:
+            self._guard.beat()
             with self._lock:  # over publishing too: once a service has disengaged, nothing more is sent
                 if self._role.mode is Mode.SHADOW:
                     self._go_on_proposing(now_ns)
-                command = self._control.tick(now_ns)
+                command = self._control.tick(now_ns, self._guard.released())
                 if command is not None:
-                    self._outlet.publish(command)
+                    # The permit is asked last: however long all this took, the watchdog had its say.
+                    self._outlet.publish(command, lambda: self._guard.permit.revoked is None)
+                if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
+                    self._control.stop(self._guard.permit.revoked)
+                    command = None
             self._publish_state()
             return command is not None
         except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
@@ -274,14 +293,12 @@ class PolicyNode(LifecycleNode):
     def _engage(self) -> str | None:
         if self._thread is None:
             return "the node is not active"
-        commanded = (self._contract.pose_command.topic, self._contract.gripper_command.topic)
-        for topic in () if self._role.mode is Mode.SHADOW else commanded:
-            commanders = self.count_publishers(topic)
-            if commanders != 1:
-                return f"{commanders} nodes publish on {topic}; only one may command the robot"
+        refused = self._guard.refusal()
+        if refused is not None:
+            return refused
         with self._lock:
             now_ns = self._data_time_ns()
-            refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
+            refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements), self._guard.released())
         if refused is None:
             self._engagements += 1
             self._thread.answer_again()
@@ -304,10 +321,21 @@ class PolicyNode(LifecycleNode):
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
             self._control.reset()
+            self._guard.permit.grant()
         response.success = True
         response.message = self._control.state.value
         self._publish_state()
         return response
+
+    def _on_rival(self, reason: str) -> None:
+        with self._lock:
+            if self._control.state not in MAY_MOVE:
+                return
+            self._control.stop(reason)
+        self._publish_state()
+
+    def _is_fresh(self) -> bool:
+        return not isinstance(self._buffer.observe(self._data_time_ns()), Missing)
 
     def _data_time_ns(self) -> int:
         """Now on the clock that observations are stamped with; in lockstep time is where the observation is."""
@@ -318,9 +346,7 @@ class PolicyNode(LifecycleNode):
     # Telling
 
     def _publish_state(self) -> None:
-        with (
-            self._lock
-        ):  # services and the control thread both tell; state and reason are one thing, and the last told must be the last set
+        with self._lock:  # services and the control thread both tell; state and reason are one, and the last told must be the last set
             self._publish_state_locked()
 
     def _publish_state_locked(self) -> None:
@@ -335,14 +361,21 @@ class PolicyNode(LifecycleNode):
             else:
                 self.get_logger().info(state)
 
+    def _tell_stopped(self, reason: str) -> None:
+        """Called by the watchdog, while the control thread may hang with ``_lock``: takes no lock."""
+        state = f"{State.STOPPED.value}: {reason}"
+        self._published_state = state
+        self._state_publisher.publish(String(data=state))
+        self.get_logger().error(state)
+
     def _publish_diagnostics(self) -> None:
         facts = {"robot": self._contract.robot, **self._role.facts(), **self._outlet.facts()}
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
                 self.get_clock().now().to_msg(),
-                self._control.state,
-                self._control.reason,
+                self._control.state if self._guard.permit.revoked is None else State.STOPPED,
+                self._guard.permit.revoked or self._control.reason,
                 self._control.counters,
                 self._role.inference(),
                 facts,

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile
 from std_msgs.msg import Float64MultiArray, String
 
 from otpr_policy.contract import RobotContract
@@ -29,8 +30,12 @@ Keep = Callable[[Any], Any]
 class Outlet(Protocol):
     """Takes the command of each tick. Called under the loop's lock."""
 
-    def publish(self, command: Command) -> None:
-        """Sends a command. Everything is encoded before anything is sent: a failure leaves nothing half-sent."""
+    @property
+    def publishers(self) -> tuple[Any, ...]:
+        """Of the robot's command topics, if there are any."""
+
+    def publish(self, command: Command, permitted: Callable[[], bool]) -> None:
+        """Sends a command, if it still may. Everything is encoded before anything is sent: a failure leaves nothing half-sent."""
 
     def facts(self) -> dict[str, str]:
         """What diagnostics tell of it."""
@@ -42,20 +47,27 @@ class Outlet(Protocol):
 class CommandOutlet:
     """To the robot. Only this makes the command publishers, so that a node in shadow mode has none."""
 
-    def __init__(self, node: LifecycleNode, keep: Keep, contract: RobotContract) -> None:
+    def __init__(self, node: LifecycleNode, keep: Keep, contract: RobotContract, qos: QoSProfile) -> None:
+        """``qos``: of the command topics."""
         self._frame = contract.pose_command.frame
-        self._pose = keep(node.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, COMMAND_QOS))
-        self._gripper = keep(node.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, COMMAND_QOS))
+        self._pose = keep(node.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, qos))
+        self._gripper = keep(node.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, qos))
         self._commander = keep(node.create_publisher(String, "~/commander", LABEL_QOS))
 
-    def publish(self, command: Command) -> None:
+    @property
+    def publishers(self) -> tuple[Any, ...]:
+        """See Outlet."""
+        return self._pose, self._gripper
+
+    def publish(self, command: Command, permitted: Callable[[], bool]) -> None:
         """See Outlet. The label carries the pose's stamp: whoever reads a recording joins the two exactly."""
         pose = encode_pose(command.target, self._frame, command.stamp_ns)
         gripper = encode_gripper(command.target)
         label = String(data=json.dumps({"stamp_ns": command.stamp_ns, "commander": command.commander.value}))
-        self._commander.publish(label)
-        self._gripper.publish(gripper)
-        self._pose.publish(pose)
+        if permitted():
+            self._commander.publish(label)
+            self._gripper.publish(gripper)
+            self._pose.publish(pose)
 
     def facts(self) -> dict[str, str]:
         """Nothing that the counters do not say."""
@@ -78,8 +90,13 @@ class ProposalOutlet:
         keep(node.create_subscription(PoseStamped, contract.pose_command.topic, self._on_pose, COMMAND_QOS))
         keep(node.create_subscription(Float64MultiArray, contract.gripper_command.topic, self._on_gripper, COMMAND_QOS))
 
-    def publish(self, command: Command) -> None:
-        """See Outlet."""
+    @property
+    def publishers(self) -> tuple[Any, ...]:
+        """None: whoever only proposes has no command topic."""
+        return ()
+
+    def publish(self, command: Command, permitted: Callable[[], bool]) -> None:
+        """See Outlet. Nothing moves, so that nobody's permission is asked."""
         pose = encode_pose(command.target, self._frame, command.stamp_ns)
         gripper = encode_gripper(command.target)
         self._gripper.publish(gripper)
