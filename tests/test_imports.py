@@ -30,6 +30,7 @@ HOMES = {
     "av": r"otpr_sim/video\.py$",
     "gymnasium": r"otpr_sim/gym_env\.py$",
     "gymnasium_robotics": r"otpr_sim/gym_env\.py$",
+    "h5py": r"otpr_trainer/data/formats/hdf5\.py$",
     "torch": r"otpr_trainer/",
     "ot": r"otpr_trainer/transport\.py$",
     "mujoco": r"otpr_sim/",

@@ -24,7 +24,10 @@ setup(
         (f"lib/{PACKAGE}", ["scripts/recorder"]),
     ],
     entry_points={
-        "otpr.commands": ["record = otpr_operator.commands.record:COMMAND"],
+        "otpr.commands": [
+            "record = otpr_operator.commands.record:COMMAND",
+            "teleop = otpr_operator.commands.teleop:COMMAND",
+        ],
     },
     zip_safe=False,
 )

@@ -17,6 +17,7 @@ setup(
     package_data={PACKAGE: ["py.typed", "plans/*.yaml"]},
     python_requires=">=3.10",
     install_requires=[
+        "h5py",
         "matplotlib",
         "numba",
         "numpy",
@@ -39,8 +40,11 @@ setup(
         "otpr.checks": ["training = otpr_trainer.checks:findings"],
         "otpr.commands": [
             "compare = otpr_trainer.commands.compare:COMMAND",
+            "demos.check = otpr_trainer.commands.demos_check:CHECK",
             "demos.collect = otpr_trainer.commands.demos:COLLECT",
+            "demos.convert = otpr_trainer.commands.demos_convert:COMMAND",
             "demos.info = otpr_trainer.commands.demos:INFO",
+            "demos.plot = otpr_trainer.commands.demos_check:PLOT",
             "eval = otpr_trainer.commands.eval:COMMAND",
             "export = otpr_trainer.commands.export:COMMAND",
             "train.ars = otpr_trainer.commands.train:ARS",

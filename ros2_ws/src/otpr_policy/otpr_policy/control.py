@@ -13,7 +13,6 @@ from enum import Enum
 
 import numpy as np
 
-from otpr_policy.chunk import ChunkPolicy, RecedingHorizon
 from otpr_policy.command import CartesianTarget, delta_to_target
 from otpr_policy.dead_man import AfterRelease
 from otpr_policy.health import Counters
@@ -21,6 +20,7 @@ from otpr_policy.limits import Limits
 from otpr_policy.observation import Missing, Observation, ObservationBuffer
 from otpr_policy.rate import TargetLimiter
 from otpr_policy.safety import Band, check_observation, filter_action
+from otpr_policy.source import ActionSource, Commander
 
 
 class State(Enum):
@@ -37,10 +37,11 @@ MAY_MOVE = (State.ENGAGED, State.HOLD)
 
 @dataclass(frozen=True)
 class Command:
-    """What goes out: the target and the stamp of the observation that it answers."""
+    """What goes out: the target, the stamp of the observation that it answers, and who wants it."""
 
     target: CartesianTarget
     stamp_ns: int
+    commander: Commander = Commander.POLICY
 
 
 class ControlLoop:
@@ -51,7 +52,7 @@ class ControlLoop:
 
     def __init__(
         self,
-        policy: ChunkPolicy,
+        source: ActionSource,
         buffer: ObservationBuffer,
         limits: Limits,
         stop_after_s: float,
@@ -62,29 +63,28 @@ class ControlLoop:
         """Makes a loop that is READY.
 
         Args:
-            policy: what turns observations into actions.
+            source: what turns observations into actions.
             buffer: where the samples arrive.
             limits: the robot's.
             stop_after_s: how long the robot may hold, within any four times that long, before it is stopped.
             measured_finger: which number of which field measures the commanded finger joint, if one does.
             after_release: what it takes to move again after the dead-man switch was released.
         """
-        self._spec = policy.spec
-        self._horizon = RecedingHorizon(policy)
+        self._source = source
         self._buffer = buffer
         self._limits = limits
-        self._limiter = TargetLimiter(limits, policy.spec.period_s)
+        self._limiter = TargetLimiter(limits, 1.0 / source.control_rate_hz)
         self._measured_finger = measured_finger
         self._after_release = after_release
         # Counted in ticks: neither a jump of the data's clock nor a pause of the simulation can shorten or stretch it.
-        self._stop_after_ticks = max(1, round(stop_after_s * policy.spec.control_rate_hz))
+        self._stop_after_ticks = max(1, round(stop_after_s * source.control_rate_hz))
         self._recent_holds: deque[bool] = deque(maxlen=4 * self._stop_after_ticks)
         self.state = State.READY
         self.reason = "not engaged"
         self.counters = Counters()
 
     def engage(self, now_ns: int, rng: np.random.Generator, released: str | None = None) -> str | None:
-        """Lets the robot move. Returns None, or why not: stopped, already engaged, switch released, or no usable observation.
+        """Lets the robot move. Returns None, or why not: stopped, engaged, switch released, nobody to act, or no usable observation.
 
         ``released``: why the dead-man switch does not allow motion, None when it does or there is none.
         """
@@ -92,12 +92,13 @@ class ControlLoop:
             return f"stopped: {self.reason}; call reset first"
         if self.state is not State.READY:
             return f"already engaged ({self.state.value})"
-        if released is not None:
-            return released
+        refusal = released or self._source.refusal(now_ns)
+        if refusal is not None:
+            return refusal
         observation = self._usable_observation(now_ns)
         if isinstance(observation, Missing):
             return observation.reason
-        self._horizon.reset(rng)
+        self._source.reset(rng)
         self._limiter.start()
         self._recent_holds.clear()
         self._enter(State.ENGAGED, "")
@@ -135,37 +136,40 @@ class ControlLoop:
         if isinstance(observation, Missing):
             self._hold(observation.reason)
             return None
-        target = self._decide(observation)
-        if isinstance(target, Missing):
-            self._hold(target.reason)
+        command = self._decide(observation, now_ns)
+        if isinstance(command, Missing):
+            self._hold(command.reason)
             return None
         self._recent_holds.append(False)
         self._enter(State.ENGAGED, "")
         self.counters.commands += 1
-        return Command(target, observation.stamp_ns)
+        return command
 
     def _usable_observation(self, now_ns: int) -> Observation | Missing:
         observation = self._buffer.observe(now_ns)
         if isinstance(observation, Missing):
             return observation
-        problem = check_observation(self._spec.observation, self._spec.observation.flatten(observation.values), self._limits)
+        ranges = self._source.trained_on
+        problem = None if ranges is None else check_observation(ranges, ranges.flatten(observation.values), self._limits)
         return observation if problem is None else Missing(problem)
 
-    def _decide(self, observation: Observation) -> CartesianTarget | Missing:
-        self.counters.inferences += self._horizon.inference_due
-        action = self._horizon.act(self._spec.observation.flatten(observation.values))
-        bounded = filter_action(self._spec.action, action, self._limits)
+    def _decide(self, observation: Observation, now_ns: int) -> Command | Missing:
+        action = self._source.act(observation.values, now_ns)
+        if isinstance(action, Missing):
+            return action
+        self.counters.inferences += action.inferred
+        bounded = filter_action(self._source.action, action.vector, self._limits)
         if bounded.band is Band.REJECT:
             self.counters.rejects += 1
             return Missing(bounded.reason)
-        target = delta_to_target(observation.values, self._spec.action.split(bounded.vector))
+        target = delta_to_target(observation.values, self._source.action.split(bounded.vector))
         values = observation.values
         allowed = self._limiter.filter(target, values["ee_position"], values["ee_rotation"], self._finger(observation))
         if allowed.band is Band.REJECT:
             self.counters.rejects += 1
             return Missing(allowed.reason)
         self.counters.clamps += Band.CLAMP in (bounded.band, allowed.band)
-        return allowed.target
+        return Command(allowed.target, observation.stamp_ns, action.commander)
 
     def _finger(self, observation: Observation) -> float | None:
         if self._measured_finger is None:
@@ -175,7 +179,7 @@ class ControlLoop:
 
     def _hold(self, reason: str) -> None:
         self.counters.holds += 1
-        self._horizon.forget()
+        self._source.forget()
         self._limiter.rest()
         self._recent_holds.append(True)  # counted over a while: an input that comes and goes must not hold and resume for ever
         if sum(self._recent_holds) > self._stop_after_ticks:

@@ -27,7 +27,7 @@ from otpr_trainer import learner
 from otpr_trainer.actor import DiffusionActor
 from otpr_trainer.checkpoint import Checkpoint, select
 from otpr_trainer.config import not_negative, positive, setting
-from otpr_trainer.data.replay import Replay, Trajectory, of_demonstrations
+from otpr_trainer.data.replay import Replay, Trajectory, of_corrections, of_demonstrations
 from otpr_trainer.interaction import Account, Actor, Played, play
 from otpr_trainer.learner import Setup, retry_seed
 from otpr_trainer.policy import DiffusionPolicy
@@ -253,6 +253,7 @@ class ReplayRounds(Rounds):
 
     Attributes:
         actor: whose conditions, normalised chunks and, on request, candidates are what replay holds.
+        demonstrations: rows of replay that are demonstrations; they are the first.
     """
 
     def __init__(self, config: PlaySettings, setup: Setup, *, gamma: float = 1.0, candidates: int = 0) -> None:
@@ -279,6 +280,10 @@ class ReplayRounds(Rounds):
             self.replay.add(trajectory, self.actor, candidates)
         if not len(self.replay):
             raise DemonstrationError(f"no demonstration is as long as a chunk of {spec.chunk_length} steps")
+        self.demonstrations = len(self.replay)
+        for trajectory in of_corrections(setup.corrections, setup.demos, spec.chunk_length) if setup.corrections else ():
+            self.see(trajectory)
+            self.replay.add(trajectory, self.actor, candidates)
 
     @abstractmethod
     def make_actor(self, start: DiffusionPolicy) -> ChunkSampler:

@@ -22,6 +22,7 @@ class Setup:
         demos: demonstrations of it.
         seed: of all that the learner draws.
         workers: simulator processes, for an algorithm that plays episodes.
+        corrections: episodes in which an operator helped a policy; None without, or for an algorithm that does not learn from them.
         start: the policy of ``--init RUN``, in evaluation mode, the learner's own copy; None for an algorithm that starts from nothing.
     """
 
@@ -30,6 +31,7 @@ class Setup:
     seed: int
     workers: int = 1
     start: DiffusionPolicy | None = None
+    corrections: Demonstrations | None = None
 
 
 class Diverged(Exception):
@@ -93,6 +95,7 @@ class Algorithm(Protocol):
     """A module of an algorithm: one file; see docs/adding-a-method.md.
 
     One that starts from nothing and whose policies are no diffusions also has ``SAMPLER``, the sampler that comparisons judge them with.
+    One that learns from ``--corrections`` says so with ``CORRECTIONS = True``.
     One whose policies act with a chain of their own (``PolicyConfig.own_chain``) says so with ``OWN_CHAIN = True``.
     """
 

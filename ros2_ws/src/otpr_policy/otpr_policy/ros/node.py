@@ -4,6 +4,7 @@
     configure    load, verify, warm up, subscribe            cleanup     undo that
     activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
+    ~/takeover   the operator has the robot (std_srvs/SetBool)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
 ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it, nor does the
@@ -14,29 +15,26 @@ import gc
 import json
 import sys
 import threading
-import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
+from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from std_msgs.msg import Float64MultiArray, String
+from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from otpr_policy.artifact import PolicyArtifact, load
 from otpr_policy.chunk import episode_rng
 from otpr_policy.contract import ObservationSource, RobotContract, load_contract
 from otpr_policy.control import MAY_MOVE, ControlLoop, State
 from otpr_policy.dead_man import AfterRelease
 from otpr_policy.errors import ContractError, OtprError, unknown
-from otpr_policy.health import Percentiles, TimedPolicy
-from otpr_policy.inference import OnnxPolicy
 from otpr_policy.observation import Missing, ObservationBuffer
+from otpr_policy.role import Mode, Role, make_role
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 from otpr_policy.ros.diagnostics import diagnostics
 from otpr_policy.ros.guard import Guard
@@ -45,12 +43,12 @@ from otpr_policy.ros.messages import (
     LATCHED_QOS,
     MESSAGE_CLASSES,
     decode,
-    encode_gripper,
-    encode_pose,
     offered_command_qos,
     stamp_to_ns,
     subscription_qos,
 )
+from otpr_policy.ros.operator_link import OperatorLink
+from otpr_policy.ros.outlet import CommandOutlet, Outlet, ProposalOutlet
 from otpr_policy.ros.parameters import PolicyParameters, declare
 from otpr_policy.ros.process import run_node
 
@@ -99,17 +97,17 @@ class PolicyNode(LifecycleNode):
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
         if self._pacing is Pacing.CLOCK:  # in lockstep the world waits for us, however long we take
-            publishers = (self._pose_publisher, self._gripper_publisher)
-            self._guard.start(self._artifact.manifest.policy.period_s, self._control, self._is_fresh, publishers, self._tell_stopped)
+            period_s = 1.0 / self._role.source.control_rate_hz
+            self._guard.start(period_s, self._control, self._is_fresh, self._outlet.publishers, self._tell_stopped)
         self._thread = ControlThread(
             self._tick,
             pacing=self._pacing,
-            period_s=self._artifact.manifest.policy.period_s,
+            period_s=1.0 / self._role.source.control_rate_hz,
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             buffer=self._buffer,
             counters=self._control.counters,
         )
-        self.get_logger().info(f"ready: {self._describe()}; engage with ~/engage")
+        self.get_logger().info(f"ready: {self._role.description}; engage with ~/engage")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -143,21 +141,19 @@ class PolicyNode(LifecycleNode):
     # Configure and back
 
     def _configure(self) -> None:
-        if not self.parameters.policy or not self.parameters.robot:
-            raise ContractError("parameters 'policy' and 'robot' must be given")
+        if not self.parameters.robot:
+            raise ContractError("parameter 'robot' must be given")
         if self.parameters.noise_seed < 0:
             raise ContractError(f"parameter 'noise_seed' is {self.parameters.noise_seed}, must be 0 or more")
-        self._pacing = _parse_pacing(self.parameters.pacing)
+        self._pacing = _parse(Pacing, "pacing", self.parameters.pacing)
+        mode = _parse(Mode, "mode", self.parameters.mode)
         self._contract: RobotContract = load_contract(self.parameters.robot)
-        self._artifact: PolicyArtifact = load(Path(self.parameters.policy))
-        spec = self._artifact.manifest.policy
-        self._contract.check_serves(spec)
-        self._onnx = OnnxPolicy.from_artifact(self._artifact)
-        self._policy = TimedPolicy(self._onnx, time.perf_counter)
-        self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
+        self._role: Role = make_role(mode, self.parameters.policy, self._contract)
+        source = self._role.source
+        self._buffer = ObservationBuffer(source.observation, self._contract.max_ages_s())
         switch = self._contract.dead_man_switch
         self._control = ControlLoop(
-            self._policy,
+            source,
             self._buffer,
             self._contract.limits,
             self._contract.stop_after_s,
@@ -167,11 +163,11 @@ class PolicyNode(LifecycleNode):
         self._loop = self._control
         self._subscribe()
         self._advertise()
-        self._guard = Guard(self, self._contract, self._keep, self._on_rival)
+        self._guard = Guard(self, self._contract, self._keep, self._on_rival, commands=mode is not Mode.SHADOW)
 
     def _subscribe(self) -> None:
         by_topic: dict[str, dict[str, ObservationSource]] = defaultdict(dict)
-        for name in self._artifact.manifest.policy.observation.names:
+        for name in self._role.source.observation.names:
             source = self._contract.observations[name]
             by_topic[source.topic][name] = source
         for topic, sources in by_topic.items():
@@ -185,13 +181,21 @@ class PolicyNode(LifecycleNode):
     def _advertise(self) -> None:
         contract = self._contract
         keep = self._keep
-        qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(self._artifact.manifest.policy.period_s)
-        self._pose_publisher = keep(self.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, qos))
-        self._gripper_publisher = keep(self.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, qos))
+        period_s = 1.0 / self._role.source.control_rate_hz
+        if self._role.mode is Mode.SHADOW:
+            report = Path(self.parameters.report) if self.parameters.report else None
+            self._outlet: Outlet = ProposalOutlet(self, keep, contract, period_s, report)
+        else:
+            qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(period_s)
+            self._outlet = CommandOutlet(self, keep, contract, qos)
+        if self._role.stream is not None:
+            frame, counters = contract.pose_command.frame, self._control.counters
+            self._link = OperatorLink(self, keep, self._role.stream, frame=frame, now_ns=self._data_time_ns, counters=counters)
+            keep(self.create_service(SetBool, "~/takeover", self._on_takeover))
         self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))
         self._state_publisher = keep(self.create_publisher(String, "~/state", LATCHED_QOS))
         self._identity_publisher = keep(self.create_publisher(String, "~/artifact", LATCHED_QOS))
-        self._identity_publisher.publish(String(data=json.dumps(self._identity())))
+        self._identity_publisher.publish(String(data=json.dumps(self._role.identity)))
         keep(self.create_service(SetBool, "~/engage", self._on_engage))
         keep(self.create_service(Trigger, "~/reset", self._on_reset))
         keep(self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics))
@@ -223,6 +227,7 @@ class PolicyNode(LifecycleNode):
             with self._lock:
                 self._loop.disengage(reason)
             self._publish_state()
+            self._outlet.close(self._role.identity)
 
     # Control thread
 
@@ -231,14 +236,12 @@ class PolicyNode(LifecycleNode):
         try:
             self._guard.beat()
             with self._lock:  # over publishing too: once a service has disengaged, nothing more is sent
+                if self._role.mode is Mode.SHADOW:
+                    self._go_on_proposing(now_ns)
                 command = self._control.tick(now_ns, self._guard.released())
                 if command is not None:
-                    # Everything is encoded before anything is sent: a failure leaves nothing half-sent.
-                    pose = encode_pose(command.target, self._contract.pose_command.frame, command.stamp_ns)
-                    gripper = encode_gripper(command.target)
-                    if self._guard.permit.revoked is None:  # asked last: however long all this took, the watchdog had its say
-                        self._gripper_publisher.publish(gripper)
-                        self._pose_publisher.publish(pose)
+                    # The permit is asked last: however long all this took, the watchdog had its say.
+                    self._outlet.publish(command, lambda: self._guard.permit.revoked is None)
                 if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
                     self._control.stop(self._guard.permit.revoked)
                     command = None
@@ -249,6 +252,14 @@ class PolicyNode(LifecycleNode):
                 self._control.stop(f"internal error: {error!r}")
             self.get_logger().error(f"stopped by an internal error:\n{traceback.format_exc()}")
             return False
+
+    def _go_on_proposing(self, now_ns: int) -> None:
+        """In shadow mode nothing moves, so that nobody has to engage, and a stop ends by itself with the next good observation."""
+        if self._control.state is State.STOPPED:
+            self._control.reset()
+        if self._control.state is State.READY:
+            refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
+            self._engagements += refused is None
 
     # Callbacks
 
@@ -292,6 +303,20 @@ class PolicyNode(LifecycleNode):
             self._engagements += 1
             self._thread.answer_again()
         return refused
+
+    def _on_takeover(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        """The operator takes the robot, or gives it back. Allowed in any state; what the robot does follows at the next tick."""
+        with self._lock:
+            arbiter = self._role.arbiter
+            if arbiter is None:
+                refused: str | None = "there is no policy to take over from, or to give back to"
+            else:
+                refused = arbiter.take_over(self._data_time_ns()) if request.data else arbiter.give_back()
+        response.success = refused is None
+        response.message = refused or ("operator" if request.data else "policy")
+        if refused is None:
+            self.get_logger().info(f"the {response.message} has the robot")
+        return response
 
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
@@ -344,7 +369,7 @@ class PolicyNode(LifecycleNode):
         self.get_logger().error(state)
 
     def _publish_diagnostics(self) -> None:
-        facts = {"robot": self._contract.robot, "providers": ", ".join(self._onnx.providers), **self._identity()}
+        facts = {"robot": self._contract.robot, **self._role.facts(), **self._outlet.facts()}
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
@@ -352,28 +377,20 @@ class PolicyNode(LifecycleNode):
                 self._control.state if self._guard.permit.revoked is None else State.STOPPED,
                 self._guard.permit.revoked or self._control.reason,
                 self._control.counters,
-                Percentiles.of(list(self._policy.durations_s)),
+                self._role.inference(),
                 facts,
             )
         )
 
-    def _identity(self) -> dict[str, str]:
-        provenance = self._artifact.manifest.provenance
-        return {"sha256": self._artifact.sha256, "task": provenance.task, "algorithm": provenance.algorithm}
 
-    def _describe(self) -> str:
-        manifest = self._artifact.manifest
-        return (
-            f"{manifest.provenance.algorithm} policy for {manifest.provenance.task} ({self._artifact.sha256[:12]}) on "
-            f"{self._contract.robot} at {manifest.policy.control_rate_hz:g} Hz, {self._onnx.providers[0]}"
-        )
+_E = TypeVar("_E", bound=Enum)
 
 
-def _parse_pacing(text: str) -> Pacing:
+def _parse(kind: type[_E], name: str, text: str) -> _E:
     try:
-        return Pacing(text)
+        return kind(text)
     except ValueError as error:
-        raise ContractError(unknown("pacing", text, [pacing.value for pacing in Pacing])) from error
+        raise ContractError(unknown(name, text, [member.value for member in kind])) from error
 
 
 def make() -> PolicyNode:

@@ -39,8 +39,12 @@ def declare(node: Node, kind: type[_T]) -> _T:
 class PolicyParameters:
     """Parameters of the policy node."""
 
-    policy: str = parameter("", "path of the policy artifact (.onnx)")
+    policy: str = parameter("", "path of the policy artifact (.onnx); none in mode teleop")
     robot: str = parameter("", "name of an installed robot contract, or path of one (.yaml)")
+    mode: str = parameter(
+        "command", "'command': the policy commands the robot; 'shadow': it only proposes; 'teleop': an operator commands, without a policy"
+    )
     autostart: bool = parameter(False, "configure and activate at start; engaging stays a call of its own")
     pacing: str = parameter("clock", "what makes a control tick: 'clock' (the policy's rate) or 'observation' (lockstep with a simulation)")
+    report: str = parameter("", "in mode shadow: file (.json) for the comparison with what was commanded; empty: none")
     noise_seed: int = parameter(0, "seed of the denoising noise; engagement i draws from the stream (seed, i)")
