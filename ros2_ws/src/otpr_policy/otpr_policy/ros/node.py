@@ -35,6 +35,7 @@ from otpr_policy.errors import ContractError, OtprError, unknown
 from otpr_policy.health import Percentiles, TimedPolicy
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.observation import ObservationBuffer
+from otpr_policy.realtime import Role, Scheduler
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 from otpr_policy.ros.diagnostics import diagnostics
 from otpr_policy.ros.messages import (
@@ -61,6 +62,7 @@ class PolicyNode(LifecycleNode):
         """``options`` are rclpy's for a node, such as parameter overrides."""
         super().__init__(NODE_NAME, **options)
         self.parameters = declare(self, PolicyParameters)
+        self.scheduler = Scheduler(self.parameters.realtime, self.parameters.realtime_priority)
         self._lock = threading.Lock()
         self._loop: ControlLoop | None = None
         self._thread: ControlThread | None = None
@@ -94,6 +96,7 @@ class PolicyNode(LifecycleNode):
         gc.unfreeze()
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
+        self.scheduler.lock_memory()
         self._thread = ControlThread(
             self._tick,
             pacing=self._pacing,
@@ -101,6 +104,7 @@ class PolicyNode(LifecycleNode):
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             buffer=self._buffer,
             counters=self._control.counters,
+            on_start=self._enter_control,
         )
         self.get_logger().info(f"ready: {self._describe()}; engage with ~/engage")
         return result
@@ -208,6 +212,12 @@ class PolicyNode(LifecycleNode):
 
     # Control thread
 
+    def _enter_control(self) -> None:
+        self.scheduler.enter(Role.CONTROL)
+        self.get_logger().info(f"real time: {self.scheduler.describe()}")
+        for denial in self.scheduler.denials:
+            self.get_logger().warning(str(denial))
+
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
         try:
@@ -306,7 +316,7 @@ class PolicyNode(LifecycleNode):
                 self.get_logger().info(state)
 
     def _publish_diagnostics(self) -> None:
-        facts = {"robot": self._contract.robot, "providers": ", ".join(self._onnx.providers), **self._identity()}
+        facts = {"robot": self._contract.robot, "providers": ", ".join(self._onnx.providers), "realtime": self.scheduler.describe()}
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
@@ -315,7 +325,8 @@ class PolicyNode(LifecycleNode):
                 self._control.reason,
                 self._control.counters,
                 Percentiles.of(list(self._policy.durations_s)),
-                facts,
+                facts | self._identity(),
+                [denial.what for denial in self.scheduler.denials],
             )
         )
 
@@ -341,6 +352,7 @@ def _parse_pacing(text: str) -> Pacing:
 def make() -> PolicyNode:
     """The node, and active if ``autostart`` says so. Raises ContractError when it cannot be."""
     node = PolicyNode()
+    node.scheduler.enter(Role.CALLBACKS)  # this thread will run the executor
     if node.parameters.autostart:
         for transition in (node.trigger_configure, node.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:
