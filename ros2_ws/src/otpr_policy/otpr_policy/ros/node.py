@@ -149,7 +149,7 @@ class PolicyNode(LifecycleNode):
         self._artifact: PolicyArtifact = load(Path(self.parameters.policy))
         spec = self._artifact.manifest.policy
         self._contract.check_serves(spec)
-        self._onnx = OnnxPolicy.from_artifact(self._artifact)
+        self._onnx = OnnxPolicy.from_artifact(self._artifact, allow_cpu=self.parameters.allow_cpu)
         self._policy = TimedPolicy(self._onnx, time.perf_counter)
         self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
         self._control = ControlLoop(self._policy, self._buffer, self._contract.limits, self._contract.stop_after_s)
