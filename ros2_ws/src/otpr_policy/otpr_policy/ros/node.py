@@ -31,9 +31,11 @@ from otpr_policy.contract import ObservationSource, RobotContract, load_contract
 from otpr_policy.control import ControlLoop, State
 from otpr_policy.errors import ContractError, OtprError, unknown
 from otpr_policy.health import Percentiles
+from otpr_policy.inference import OnnxPolicy
 from otpr_policy.inference_worker import InferenceWorker, Waiting
 from otpr_policy.loading import LoadedPolicy, open_policy
 from otpr_policy.observation import ObservationBuffer
+from otpr_policy.realtime import Role, Scheduler
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 from otpr_policy.ros.diagnostics import diagnostics
 from otpr_policy.ros.messages import (
@@ -60,6 +62,7 @@ class PolicyNode(LifecycleNode):
         """``options`` are rclpy's for a node, such as parameter overrides."""
         super().__init__(NODE_NAME, **options)
         self.parameters = declare(self, PolicyParameters)
+        self.scheduler = Scheduler(self.parameters.realtime, self.parameters.realtime_priority)
         self._lock = threading.Lock()
         self._loop: ControlLoop | None = None
         self._workers: list[InferenceWorker] = []
@@ -94,6 +97,7 @@ class PolicyNode(LifecycleNode):
         gc.unfreeze()
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
+        self.scheduler.lock_memory()
         for worker in self._workers:
             worker.resume()
         self._thread = ControlThread(
@@ -103,6 +107,7 @@ class PolicyNode(LifecycleNode):
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             buffer=self._buffer,
             counters=self._control.counters,
+            on_start=self._enter_control,
         )
         self.get_logger().info(f"ready: {self._describe()}; engage with ~/engage")
         return result
@@ -154,7 +159,13 @@ class PolicyNode(LifecycleNode):
 
     def _open(self, path: Path) -> LoadedPolicy:
         waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
-        loaded = open_policy(path, self._contract, waiting)
+        loaded = open_policy(
+            path,
+            self._contract,
+            waiting,
+            partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu),
+            partial(self.scheduler.enter, Role.INFERENCE),
+        )
         self._workers.append(loaded.worker)
         return loaded
 
@@ -222,6 +233,12 @@ class PolicyNode(LifecycleNode):
             self._publish_state()
 
     # Control thread
+
+    def _enter_control(self) -> None:
+        self.scheduler.enter(Role.CONTROL)
+        self.get_logger().info(f"real time: {self.scheduler.describe()}")
+        for denial in self.scheduler.denials:
+            self.get_logger().warning(str(denial))
 
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
@@ -321,7 +338,7 @@ class PolicyNode(LifecycleNode):
                 self.get_logger().info(state)
 
     def _publish_diagnostics(self) -> None:
-        facts = {"robot": self._contract.robot, "providers": ", ".join(self._loaded.providers), **self._loaded.identity()}
+        facts = {"robot": self._contract.robot, "providers": ", ".join(self._loaded.providers), "realtime": self.scheduler.describe()}
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
@@ -331,7 +348,8 @@ class PolicyNode(LifecycleNode):
                 self._control.counters,
                 self._control.executor.counters,
                 Percentiles.of(list(self._loaded.worker.durations_s)),
-                facts,
+                facts | self._loaded.identity(),
+                [denial.what for denial in self.scheduler.denials],
             )
         )
 
@@ -353,6 +371,7 @@ def _parse_pacing(text: str) -> Pacing:
 def make() -> PolicyNode:
     """The node, and active if ``autostart`` says so. Raises ContractError when it cannot be."""
     node = PolicyNode()
+    node.scheduler.enter(Role.CALLBACKS)  # this thread will run the executor
     if node.parameters.autostart:
         for transition in (node.trigger_configure, node.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:
