@@ -79,6 +79,11 @@ class ChunkExecutor:
         if at_once:
             self.forget()
 
+    def give_up_change(self, reason: str) -> None:
+        """Keeps the old policy, unless the new one has taken over already."""
+        if self._next is not None:
+            self._keep(reason)
+
     def act(self, tick: int, observation: Array, stamp_ns: int = 0) -> TimedAction | Gap:
         """The action of a tick, given its observation (Do,). Ticks ascend.
 

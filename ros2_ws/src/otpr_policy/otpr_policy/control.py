@@ -100,10 +100,12 @@ class ControlLoop:
     def disengage(self, reason: str = "not engaged") -> None:
         """Takes the permission to move away. A stop stays a stop."""
         if self.state is not State.STOPPED:
+            self.executor.forget()
             self._enter(State.READY, reason)
 
     def stop(self, reason: str) -> None:
         """Stops until a person resets."""
+        self.executor.forget()
         self._enter(State.STOPPED, reason)
 
     def reset(self) -> None:

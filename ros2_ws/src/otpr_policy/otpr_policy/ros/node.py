@@ -4,9 +4,11 @@
     configure    load, verify, warm up, subscribe            cleanup     undo that
     activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
+    ~/load       another policy, without stopping (std_srvs/Trigger)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
-ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it.
+ticks and publishes; inference has threads of its own (inference_worker.py), and so has ~/load (hot_swap.py). ``_lock`` guards the
+control loop between them. Message callbacks never take it.
 """
 
 import gc
@@ -32,12 +34,13 @@ from otpr_policy.control import ControlLoop, State
 from otpr_policy.errors import ContractError, OtprError, unknown
 from otpr_policy.health import Percentiles
 from otpr_policy.inference import OnnxPolicy
-from otpr_policy.inference_worker import InferenceWorker, Waiting
-from otpr_policy.loading import LoadedPolicy, open_policy
+from otpr_policy.inference_worker import Waiting
+from otpr_policy.loading import PolicySlot
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.realtime import Role, Scheduler
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 from otpr_policy.ros.diagnostics import diagnostics
+from otpr_policy.ros.hot_swap import PARAMETER, HotSwap
 from otpr_policy.ros.messages import (
     COMMAND_QOS,
     LATCHED_QOS,
@@ -65,7 +68,7 @@ class PolicyNode(LifecycleNode):
         self.scheduler = Scheduler(self.parameters.realtime, self.parameters.realtime_priority)
         self._lock = threading.Lock()
         self._loop: ControlLoop | None = None
-        self._workers: list[InferenceWorker] = []
+        self._undo: list[Callable[[], None]] = []  # what configure has begun
         self._thread: ControlThread | None = None
         self._entities: list[Any] = []  # what configure made, in order
         self._published_state = ""
@@ -98,12 +101,11 @@ class PolicyNode(LifecycleNode):
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
         self.scheduler.lock_memory()
-        for worker in self._workers:
-            worker.resume()
+        self._slot.resume()
         self._thread = ControlThread(
             self._tick,
             pacing=self._pacing,
-            period_s=self._loaded.spec.period_s,
+            period_s=self._slot.running.spec.period_s,
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             buffer=self._buffer,
             counters=self._control.counters,
@@ -143,41 +145,42 @@ class PolicyNode(LifecycleNode):
     # Configure and back
 
     def _configure(self) -> None:
-        if not self.parameters.policy or not self.parameters.robot:
+        path = str(self.get_parameter(PARAMETER).value)
+        if not path or not self.parameters.robot:
             raise ContractError("parameters 'policy' and 'robot' must be given")
         if self.parameters.noise_seed < 0:
             raise ContractError(f"parameter 'noise_seed' is {self.parameters.noise_seed}, must be 0 or more")
         self._pacing = _parse_pacing(self.parameters.pacing)
         self._contract: RobotContract = load_contract(self.parameters.robot)
-        self._loaded: LoadedPolicy = self._open(Path(self.parameters.policy))
-        spec = self._loaded.spec
+        waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
+        open_session = partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu)
+        self._slot = PolicySlot(Path(path), self._contract, waiting, open_session, partial(self.scheduler.enter, Role.INFERENCE))
+        self._undo.append(self._close_slot)
+        spec = self._slot.running.spec
         self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
-        self._control = ControlLoop(self._loaded.worker, self._buffer, self._contract.limits, self._contract.stop_after_s)
+        self._control = ControlLoop(self._slot.running.worker, self._buffer, self._contract.limits, self._contract.stop_after_s)
         self._loop = self._control
         self._subscribe()
         self._advertise()
+        hot_swap = HotSwap(self, self._swap, lambda: self._slot.running)
+        self._undo.append(hot_swap.close)
 
-    def _open(self, path: Path) -> LoadedPolicy:
-        waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
-        loaded = open_policy(
-            path,
-            self._contract,
-            waiting,
-            partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu),
-            partial(self.scheduler.enter, Role.INFERENCE),
-        )
-        self._workers.append(loaded.worker)
-        return loaded
-
-    def _close_worker(self, worker: InferenceWorker) -> None:
-        self._workers.remove(worker)
-        hung = worker.close()
+    def _close_slot(self) -> None:
+        hung = self._slot.close()
         if hung:
             self.get_logger().error(f"{hung} inference(s) hang and were left to themselves; restart the process to be rid of them")
 
+    def _swap(self, path: Path) -> None:
+        """Lets another policy file take over; in the thread of ~/load."""
+        self._slot.swap(path, self._control, self._buffer, self._lock, self._data_time_ns)
+        self._publish_identity()
+
+    def _publish_identity(self) -> None:
+        self._identity_publisher.publish(String(data=json.dumps(self._slot.running.identity())))
+
     def _subscribe(self) -> None:
         by_topic: dict[str, dict[str, ObservationSource]] = defaultdict(dict)
-        for name in self._loaded.spec.observation.names:
+        for name in self._slot.running.spec.observation.names:
             source = self._contract.observations[name]
             by_topic[source.topic][name] = source
         for topic, sources in by_topic.items():
@@ -196,15 +199,15 @@ class PolicyNode(LifecycleNode):
         self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))
         self._state_publisher = keep(self.create_publisher(String, "~/state", LATCHED_QOS))
         self._identity_publisher = keep(self.create_publisher(String, "~/artifact", LATCHED_QOS))
-        self._identity_publisher.publish(String(data=json.dumps(self._loaded.identity())))
+        self._publish_identity()
         keep(self.create_service(SetBool, "~/engage", self._on_engage))
         keep(self.create_service(Trigger, "~/reset", self._on_reset))
         keep(self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics))
 
     def _unconfigure(self) -> None:
         self._loop = None
-        while self._workers:
-            self._close_worker(self._workers[-1])
+        while self._undo:
+            self._undo.pop()()
         destroy: dict[str, Callable[[Any], bool]] = {
             "Subscription": self.destroy_subscription,
             "Publisher": self.destroy_publisher,
@@ -223,8 +226,7 @@ class PolicyNode(LifecycleNode):
 
     def _stop_ticking(self, reason: str) -> None:
         if self._thread is not None:
-            for worker in self._workers:
-                worker.interrupt()
+            self._slot.interrupt()
             self._thread.close()
             self._thread = None
         if self._loop is not None:
@@ -338,7 +340,7 @@ class PolicyNode(LifecycleNode):
                 self.get_logger().info(state)
 
     def _publish_diagnostics(self) -> None:
-        facts = {"robot": self._contract.robot, "providers": ", ".join(self._loaded.providers), "realtime": self.scheduler.describe()}
+        facts = {"robot": self._contract.robot, "providers": ", ".join(self._slot.running.providers), "realtime": self.scheduler.describe()}
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
@@ -347,17 +349,17 @@ class PolicyNode(LifecycleNode):
                 self._control.reason,
                 self._control.counters,
                 self._control.executor.counters,
-                Percentiles.of(list(self._loaded.worker.durations_s)),
-                facts | self._loaded.identity(),
+                Percentiles.of(list(self._slot.running.worker.durations_s)),
+                facts | self._slot.running.identity(),
                 [denial.what for denial in self.scheduler.denials],
             )
         )
 
     def _describe(self) -> str:
-        manifest = self._loaded.artifact.manifest
+        manifest = self._slot.running.artifact.manifest
         return (
-            f"{manifest.provenance.algorithm} policy for {manifest.provenance.task} ({self._loaded.artifact.sha256[:12]}) on "
-            f"{self._contract.robot} at {manifest.policy.control_rate_hz:g} Hz, {self._loaded.providers[0]}"
+            f"{manifest.provenance.algorithm} policy for {manifest.provenance.task} ({self._slot.running.artifact.sha256[:12]}) on "
+            f"{self._contract.robot} at {manifest.policy.control_rate_hz:g} Hz, {self._slot.running.providers[0]}"
         )
 
 
