@@ -14,8 +14,9 @@ from otpr_policy.control import ControlLoop
 from otpr_policy.errors import ArtifactError, ContractError
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.inference_worker import InferenceWorker, Waiting
+from otpr_policy.limits import Limits
 from otpr_policy.observation import Missing, ObservationBuffer
-from otpr_policy.safety import Band, Limits, check_observation, filter_action
+from otpr_policy.safety import Band, check_observation, filter_action
 from otpr_policy.spec import Array, PolicySpec, VectorSpec
 from otpr_policy.timeline import ChunkRequest
 
@@ -41,6 +42,15 @@ class LoadedPolicy:
         """What is told to everybody who asks which policy runs."""
         provenance = self.artifact.manifest.provenance
         return {"sha256": self.artifact.sha256, "task": provenance.task, "algorithm": provenance.algorithm}
+
+    def describe(self, robot: str) -> str:
+        """One line for a log."""
+        manifest, delay = self.artifact.manifest, self.worker.delay_ticks
+        late = f", chunks {delay} tick(s) late, {len(self.worker.policies)} lanes" if delay else ""
+        return (
+            f"{manifest.provenance.algorithm} policy for {manifest.provenance.task} ({self.artifact.sha256[:12]}) on {robot} at "
+            f"{manifest.policy.control_rate_hz:g} Hz, {self.providers[0]}{late}"
+        )
 
 
 def open_policy(
@@ -173,9 +183,11 @@ class PolicySlot:
         for worker in self._workers:
             worker.resume()
 
-    def close(self) -> int:
-        """Ends all threads. Returns how many hang in an inference and were left to themselves."""
-        return sum(self._close(worker) for worker in list(self._workers))
+    def close(self, complain: Callable[[str], object] = lambda text: None) -> None:
+        """Ends all threads, and complains of those that hang in an inference."""
+        hung = sum(self._close(worker) for worker in list(self._workers))
+        if hung:
+            complain(f"{hung} inference(s) hang and were left to themselves; restart the process to be rid of them")
 
     def _open(self, path: Path) -> LoadedPolicy:
         loaded = open_policy(path, self._contract, self._waiting, self._open_session, self._on_thread_start)
