@@ -145,10 +145,10 @@ def test_a_short_gap_holds_and_resumes_with_a_new_inference(make_bench: Callable
     stream(bench, 0.3)
     time.sleep(0.3)
     assert state(bench) is State.HOLD
-    before = bench.policy._control.counters.inferences
+    before = bench.policy._control.executor.counters.inferences
     stream(bench, 0.2)
     assert state(bench) is State.ENGAGED
-    assert bench.policy._control.counters.inferences > before
+    assert bench.policy._control.executor.counters.inferences > before
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_an_inference_that_raises_stops_the_robot_with_its_reason(make_bench: Ca
     def fail(*_: Any) -> None:
         raise RuntimeError("the session is gone")
 
-    bench.policy._role.policy.infer = fail
+    bench.policy._role.slot.running.worker.policies[0].infer = fail
     assert engage(bench).success
     bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
     assert "the session is gone" in bench.policy._control.reason

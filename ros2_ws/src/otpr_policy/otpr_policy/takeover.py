@@ -14,11 +14,12 @@ import numpy as np
 from otpr_policy.command import READS
 from otpr_policy.contract import RobotContract, Teleop, source_size
 from otpr_policy.errors import ContractError
-from otpr_policy.observation import Missing
+from otpr_policy.observation import Missing, Observation
 from otpr_policy.operator_stream import OperatorStream, Twist
 from otpr_policy.rotation import columns_to_matrix, matrix_to_rotation_vector, rotation_vector_to_matrix
-from otpr_policy.source import Action, ActionSource, Commander
+from otpr_policy.source import Action, Commander, PolicySource
 from otpr_policy.spec import Array, Field, Semantics, VectorSpec
+from otpr_policy.timeline import Gap
 
 _FINGERS = "gripper_position"
 
@@ -33,6 +34,9 @@ class _Reference:
 
 class OperatorSource:
     """Actions of an operator, made from the stream of a device."""
+
+    commander = Commander.OPERATOR
+    policy: PolicySource | None = None
 
     def __init__(
         self, stream: OperatorStream, contract: RobotContract, *, observation: VectorSpec, action: VectorSpec, rate_hz: float
@@ -80,11 +84,12 @@ class OperatorSource:
         """See ActionSource: the reference starts anew at the measured hand."""
         self._reference = None
 
-    def act(self, values: Mapping[str, Array], now_ns: int) -> Action | Missing:
+    def act(self, tick: int, observation: Observation, now_ns: int) -> Action | Missing:
         """See ActionSource."""
         twist = self._stream.newest(now_ns)
         if isinstance(twist, Missing):
             return twist
+        values = observation.values
         position, rotation = values["ee_position"], columns_to_matrix(values["ee_rotation"])
         fingers = self._next_fingers(values)
         if fingers is None:  # opening or closing without being told to would drop or crush something
@@ -130,14 +135,24 @@ class Arbiter:
     by itself would move the arm under a person's hands.
     """
 
-    def __init__(self, policy: ActionSource, operator: OperatorSource) -> None:
+    def __init__(self, policy: PolicySource, operator: OperatorSource) -> None:
         """The policy acts at first. Both sources have the same fields and rate."""
-        self._policy = policy
+        self.policy = policy
         self._operator = operator
         self._fingers: float | None = None
         self.commander = Commander.POLICY
-        self.observation, self.action, self.control_rate_hz = policy.observation, policy.action, policy.control_rate_hz
+        self.control_rate_hz = policy.control_rate_hz
         self._finger_index = policy.action.slices[_FINGERS].start
+
+    @property
+    def observation(self) -> VectorSpec:
+        """See ActionSource."""
+        return self.policy.observation
+
+    @property
+    def action(self) -> VectorSpec:
+        """See ActionSource."""
+        return self.policy.action
 
     @property
     def trained_on(self) -> VectorSpec | None:
@@ -159,7 +174,7 @@ class Arbiter:
         if self.commander is Commander.POLICY:
             return "the policy has the robot already"
         self.commander = Commander.POLICY
-        self._policy.forget()
+        self.policy.forget()
         return None
 
     def refusal(self, now_ns: int) -> str | None:
@@ -169,24 +184,24 @@ class Arbiter:
     def reset(self, rng: np.random.Generator) -> None:
         """See ActionSource. Who has the robot does not change: an operator may take over before the robot is engaged."""
         self._fingers = None
-        self._policy.reset(rng)
+        self.policy.reset(rng)
         self._operator.reset(rng)
 
     def forget(self) -> None:
         """See ActionSource."""
-        self._policy.forget()
+        self.policy.forget()
         self._operator.forget()
 
-    def act(self, values: Mapping[str, Array], now_ns: int) -> Action | Missing:
+    def act(self, tick: int, observation: Observation, now_ns: int) -> Action | Missing | Gap:
         """See ActionSource."""
-        action = self._acting.act(values, now_ns)
+        action = self._acting.act(tick, observation, now_ns)
         if isinstance(action, Action):
             self._fingers = float(action.vector[self._finger_index])
         return action
 
     @property
-    def _acting(self) -> ActionSource:
-        return self._policy if self.commander is Commander.POLICY else self._operator
+    def _acting(self) -> PolicySource | OperatorSource:
+        return self.policy if self.commander is Commander.POLICY else self._operator
 
 
 def teleop_source(contract: RobotContract, stream: OperatorStream) -> OperatorSource:

@@ -4,11 +4,12 @@
     configure    load, verify, warm up, subscribe            cleanup     undo that
     activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
-    ~/takeover   the operator has the robot (std_srvs/SetBool)
+    ~/takeover   the operator has the robot (SetBool)        ~/load      another policy, without stopping (Trigger)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
-ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it, nor does the
-watchdog's thread (guard.py), which can take the permission to send away from a control thread that hangs.
+ticks and publishes; inference has threads of its own (inference_worker.py), and so has ~/load (hot_swap.py). ``_lock`` guards the
+control loop between them. Message callbacks never take it, nor does the watchdog's thread (guard.py), which can take the permission to
+send away from a control thread that hangs.
 """
 
 import gc
@@ -16,7 +17,6 @@ import json
 import sys
 import threading
 import traceback
-from collections import defaultdict
 from collections.abc import Callable
 from enum import Enum
 from functools import partial
@@ -33,11 +33,17 @@ from otpr_policy.contract import ObservationSource, RobotContract, load_contract
 from otpr_policy.control import MAY_MOVE, ControlLoop, State
 from otpr_policy.dead_man import AfterRelease
 from otpr_policy.errors import ContractError, OtprError, unknown
+from otpr_policy.inference import OnnxPolicy
+from otpr_policy.inference_worker import Waiting
+from otpr_policy.loading import PolicySlot
 from otpr_policy.observation import Missing, ObservationBuffer
+from otpr_policy.realtime import Role as ThreadRole
+from otpr_policy.realtime import Scheduler
 from otpr_policy.role import Mode, Role, make_role
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 from otpr_policy.ros.diagnostics import diagnostics
 from otpr_policy.ros.guard import Guard
+from otpr_policy.ros.hot_swap import PARAMETER, HotSwap
 from otpr_policy.ros.messages import (
     COMMAND_QOS,
     LATCHED_QOS,
@@ -63,8 +69,10 @@ class PolicyNode(LifecycleNode):
         """``options`` are rclpy's for a node, such as parameter overrides."""
         super().__init__(NODE_NAME, **options)
         self.parameters = declare(self, PolicyParameters)
+        self.scheduler = Scheduler(self.parameters.realtime, self.parameters.realtime_priority)
         self._lock = threading.Lock()
         self._loop: ControlLoop | None = None
+        self._undo: list[Callable[[], None]] = []  # what configure has begun
         self._thread: ControlThread | None = None
         self._entities: list[Any] = []  # what configure made, in order
         self._published_state = ""
@@ -96,18 +104,21 @@ class PolicyNode(LifecycleNode):
         gc.unfreeze()
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
+        self.scheduler.lock_memory()
+        if self._role.slot is not None:
+            self._role.slot.resume()
         if self._pacing is Pacing.CLOCK:  # in lockstep the world waits for us, however long we take
-            period_s = 1.0 / self._role.source.control_rate_hz
-            self._guard.start(period_s, self._control, self._is_fresh, self._outlet.publishers, self._tell_stopped)
+            self._guard.start(self._role.period_s, self._control, self._is_fresh, self._outlet.publishers, self._tell_stopped)
         self._thread = ControlThread(
             self._tick,
             pacing=self._pacing,
-            period_s=1.0 / self._role.source.control_rate_hz,
+            period_s=self._role.period_s,
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             buffer=self._buffer,
             counters=self._control.counters,
+            on_start=self._enter_control,
         )
-        self.get_logger().info(f"ready: {self._role.description}; engage with ~/engage")
+        self.get_logger().info(f"ready: {self._role.describe()}; engage with ~/engage")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -148,7 +159,8 @@ class PolicyNode(LifecycleNode):
         self._pacing = _parse(Pacing, "pacing", self.parameters.pacing)
         mode = _parse(Mode, "mode", self.parameters.mode)
         self._contract: RobotContract = load_contract(self.parameters.robot)
-        self._role: Role = make_role(mode, self.parameters.policy, self._contract)
+        path = str(self.get_parameter(PARAMETER).value)
+        self._role: Role = make_role(mode, path, self._contract, self._open_slot)
         source = self._role.source
         self._buffer = ObservationBuffer(source.observation, self._contract.max_ages_s())
         switch = self._contract.dead_man_switch
@@ -164,24 +176,36 @@ class PolicyNode(LifecycleNode):
         self._subscribe()
         self._advertise()
         self._guard = Guard(self, self._contract, self._keep, self._on_rival, commands=mode is not Mode.SHADOW)
+        if self._role.slot is not None:
+            hot_swap = HotSwap(self, partial(self._swap, self._role.slot), partial(getattr, self._role.slot, "running"))
+            self._undo.append(hot_swap.close)
+
+    def _open_slot(self, path: Path) -> PolicySlot:
+        waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
+        open_session = partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu)
+        slot = PolicySlot(path, self._contract, waiting, open_session, partial(self.scheduler.enter, ThreadRole.INFERENCE))
+        self._undo.append(partial(slot.close, self.get_logger().error))
+        return slot
+
+    def _swap(self, slot: PolicySlot, path: Path) -> None:
+        """Lets another policy file take over; in the thread of ~/load."""
+        slot.swap(path, self._control, self._buffer, self._lock, self._data_time_ns)
+        self._publish_identity()
+
+    def _publish_identity(self) -> None:
+        self._identity_publisher.publish(String(data=json.dumps(self._role.identity)))
 
     def _subscribe(self) -> None:
-        by_topic: dict[str, dict[str, ObservationSource]] = defaultdict(dict)
-        for name in self._role.source.observation.names:
-            source = self._contract.observations[name]
-            by_topic[source.topic][name] = source
-        for topic, sources in by_topic.items():
-            kinds = {(source.type, source.reliability) for source in sources.values()}
-            if len(kinds) != 1:
-                raise ContractError(f"topic {topic} is given two types or reliabilities, by {', '.join(sources)}")
-            ((kind, reliability),) = kinds
+        for topic, sources in self._contract.sources_by_topic(self._role.source.observation.names).items():
+            source = next(iter(sources.values()))
             callback = partial(self._on_message, sources)
-            self._keep(self.create_subscription(MESSAGE_CLASSES[kind], topic, callback, subscription_qos(reliability)))
+            kind = MESSAGE_CLASSES[source.type]
+            self._keep(self.create_subscription(kind, topic, callback, subscription_qos(source.reliability)))
 
     def _advertise(self) -> None:
         contract = self._contract
         keep = self._keep
-        period_s = 1.0 / self._role.source.control_rate_hz
+        period_s = self._role.period_s
         if self._role.mode is Mode.SHADOW:
             report = Path(self.parameters.report) if self.parameters.report else None
             self._outlet: Outlet = ProposalOutlet(self, keep, contract, period_s, report)
@@ -195,13 +219,15 @@ class PolicyNode(LifecycleNode):
         self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))
         self._state_publisher = keep(self.create_publisher(String, "~/state", LATCHED_QOS))
         self._identity_publisher = keep(self.create_publisher(String, "~/artifact", LATCHED_QOS))
-        self._identity_publisher.publish(String(data=json.dumps(self._role.identity)))
+        self._publish_identity()
         keep(self.create_service(SetBool, "~/engage", self._on_engage))
         keep(self.create_service(Trigger, "~/reset", self._on_reset))
         keep(self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics))
 
     def _unconfigure(self) -> None:
         self._loop = None
+        while self._undo:
+            self._undo.pop()()
         destroy: dict[str, Callable[[Any], bool]] = {
             "Subscription": self.destroy_subscription,
             "Publisher": self.destroy_publisher,
@@ -220,6 +246,8 @@ class PolicyNode(LifecycleNode):
 
     def _stop_ticking(self, reason: str) -> None:
         if self._thread is not None:
+            if self._role.slot is not None:
+                self._role.slot.interrupt()
             self._thread.close()
             self._thread = None
             self._guard.close()
@@ -230,6 +258,12 @@ class PolicyNode(LifecycleNode):
             self._outlet.close(self._role.identity)
 
     # Control thread
+
+    def _enter_control(self) -> None:
+        self.scheduler.enter(ThreadRole.CONTROL)
+        self.get_logger().info(f"real time: {self.scheduler.describe()}")
+        for denial in self.scheduler.denials:
+            self.get_logger().warning(str(denial))
 
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
@@ -347,19 +381,16 @@ class PolicyNode(LifecycleNode):
 
     def _publish_state(self) -> None:
         with self._lock:  # services and the control thread both tell; state and reason are one, and the last told must be the last set
-            self._publish_state_locked()
-
-    def _publish_state_locked(self) -> None:
-        state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
-        if state != self._published_state:
-            self._published_state = state
-            self._state_publisher.publish(String(data=state))
-        if self._control.state is not self._logged_state:  # a reason may change with every tick; the log gets the first one
-            self._logged_state = self._control.state
-            if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
-                self.get_logger().warning(state)
-            else:
-                self.get_logger().info(state)
+            state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
+            if state != self._published_state:
+                self._published_state = state
+                self._state_publisher.publish(String(data=state))
+            if self._control.state is not self._logged_state:  # a reason may change with every tick; the log gets the first one
+                self._logged_state = self._control.state
+                if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
+                    self.get_logger().warning(state)
+                else:
+                    self.get_logger().info(state)
 
     def _tell_stopped(self, reason: str) -> None:
         """Called by the watchdog, while the control thread may hang with ``_lock``: takes no lock."""
@@ -369,7 +400,7 @@ class PolicyNode(LifecycleNode):
         self.get_logger().error(state)
 
     def _publish_diagnostics(self) -> None:
-        facts = {"robot": self._contract.robot, **self._role.facts(), **self._outlet.facts()}
+        facts = {"robot": self._contract.robot, **self._role.facts(), **self._outlet.facts(), "realtime": self.scheduler.describe()}
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
@@ -377,8 +408,10 @@ class PolicyNode(LifecycleNode):
                 self._control.state if self._guard.permit.revoked is None else State.STOPPED,
                 self._guard.permit.revoked or self._control.reason,
                 self._control.counters,
+                self._control.executor.counters if self._control.executor is not None else None,
                 self._role.inference(),
                 facts,
+                [denial.what for denial in self.scheduler.denials],
             )
         )
 
@@ -396,6 +429,7 @@ def _parse(kind: type[_E], name: str, text: str) -> _E:
 def make() -> PolicyNode:
     """The node, and active if ``autostart`` says so. Raises ContractError when it cannot be."""
     node = PolicyNode()
+    node.scheduler.enter(ThreadRole.CALLBACKS)  # this thread will run the executor
     if node.parameters.autostart:
         for transition in (node.trigger_configure, node.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:
