@@ -42,9 +42,10 @@ class Scene:
         twin = bringup.processes({"policy": str(SHIPPED_POLICY), "robot": robot})[1:]
         relay = [sys.executable, str(Path(__file__).parents[1] / "relay.py"), "/objects/cube/pose", "/tracker/cube"]
         self.log = (folder / "log").open("w")
-        self.processes = {
-            name: self._start(words) for name, words in {"node": node[0].argv, "twin": twin[0].argv, "tracker": relay}.items()
-        }
+        self._words = {"node": node[0].argv, "twin": twin[0].argv, "tracker": relay}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for name in self._words:
+            self.start(name)
         self.observer = Node("observer")
         self.commands: list[float] = []
         self.tracked: list[float] = []
@@ -61,8 +62,9 @@ class Scene:
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
-    def _start(self, words: Any) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(words, stdout=self.log, stderr=self.log)
+    def start(self, name: str) -> None:
+        """Starts a process, or starts it again."""
+        self.processes[name] = subprocess.Popen(self._words[name], stdout=self.log, stderr=self.log)
 
     def _spin(self) -> None:
         while not self._closed:
@@ -154,6 +156,29 @@ def test_the_robot_is_held_within_200_ms_of_the_nodes_end_and_of_its_freezing(
     assert held_s - struck_s < 0.2
     time.sleep(0.3)
     assert scene.holding[-1][1], "nothing moves it again"
+    if number is signal.SIGKILL:
+        sent = len(scene.commands)
+        scene.processes["node"].wait()
+        scene.start("node")
+        scene.wait_for(lambda: scene.states[-1][0] > struck_s and "READY" in scene.states[-1][1], "the node to come up again")
+        time.sleep(0.5)
+        assert "READY: not engaged" in scene.states[-1][1]
+        assert len(scene.commands) == sent
+
+
+def test_letting_the_switch_go_holds_the_robot_between_two_ticks(make_scene: Callable[..., Scene]) -> None:
+    scene = make_scene(dead_man={"topic": "/dead_man", "type": "std_msgs/msg/Bool", "max_age_s": 0.3})
+    publisher = scene.observer.create_publisher(Bool, "/dead_man", 1)
+    timer = scene.observer.create_timer(0.02, lambda: publisher.publish(Bool(data=True)))
+    scene.engage()
+    scene.observer.destroy_timer(timer)
+    time.sleep(0.05)
+    released_s = time.time()
+    publisher.publish(Bool(data=False))
+    held_s = scene.held_s(released_s)
+    print(f"held {1e3 * (held_s - released_s):.0f} ms after the switch was let go")
+    assert held_s - released_s < 0.15
+    scene.wait_for(lambda: "press it and engage again" in scene.states[-1][1], "the reason")
 
 
 def test_a_tracker_that_freezes_holds_the_node_within_three_periods_and_the_robot_with_it(make_scene: Callable[..., Scene]) -> None:

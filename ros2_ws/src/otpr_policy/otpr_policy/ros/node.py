@@ -242,9 +242,6 @@ class PolicyNode(LifecycleNode):
                 if command is not None:
                     # The permit is asked last: however long all this took, the watchdog had its say.
                     self._outlet.publish(command, lambda: self._guard.permit.revoked is None)
-                if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
-                    self._control.stop(self._guard.permit.revoked)
-                    command = None
             self._publish_state()
             return command is not None
         except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
@@ -350,6 +347,8 @@ class PolicyNode(LifecycleNode):
             self._publish_state_locked()
 
     def _publish_state_locked(self) -> None:
+        if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
+            self._control.stop(self._guard.permit.revoked)
         state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
         if state != self._published_state:
             self._published_state = state
