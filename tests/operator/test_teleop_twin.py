@@ -170,3 +170,21 @@ def test_a_terminal_that_vanishes_holds_the_robot_and_the_recording_says_why(tel
         connections = [connection for connection in reader.connections if connection.topic == "/policy_node/state"]
         states = [bytes(message) for _, _, message in reader.messages(connections)]
     assert any(why.encode() in state for state in states)
+
+
+@pytest.mark.parametrize("teleop", [("--shadow", str(SHIPPED_POLICY), "--report", "shadow.json")], indirect=True)
+def test_a_policy_in_the_shadow_of_an_operator_is_compared_and_reported(teleop: Teleop, watcher: Watcher, tmp_path: Path) -> None:
+    engage(teleop, watcher)
+    watcher.wait_for(lambda: watcher.node.count_publishers("/shadow_node/proposal/pose") == 1, teleop.text)
+    for _ in range(40):
+        teleop.press("f")
+        watcher.spin(0.05)
+    assert {info.node_name for info in watcher.node.get_publishers_info_by_topic("/target_pose")} == {"policy_node"}
+    teleop.press("q")
+    assert teleop.wait() == 0
+    report = json.loads((tmp_path / "shadow.json").read_text())
+    assert report["algorithm"] != "teleop"
+    position = report["fields"]["ee_position_delta"]
+    assert position["pairs"] >= 15
+    assert 0 < position["p50"] < 0.1
+    assert (tmp_path / "shadow.md").read_text().startswith("# Shadow report")
