@@ -122,7 +122,7 @@ class Teleop:
         try:
             while chunk := os.read(self.master, 65536):
                 self.screen += chunk
-        except (BlockingIOError, OSError):
+        except OSError:  # nothing more, or the terminal was closed
             pass
         return self.screen.decode(errors="replace")
 

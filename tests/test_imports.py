@@ -186,6 +186,7 @@ def test_a_safe_call_is_allowed(source: str) -> None:
     ("module", "blocked"),
     [
         ("otpr_policy.ros.node", ["torch", "ot", "mujoco", "robosuite", "numba", "scipy", "otpr_sim", "otpr_trainer"]),
+        ("otpr_operator.ros.teleop", ["torch", "ot", "mujoco", "robosuite", "numba", "otpr_sim", "otpr_trainer"]),
         ("otpr_operator.ros.recorder", ["torch", "ot", "mujoco", "robosuite", "numba", "otpr_sim", "otpr_trainer"]),
         ("otpr_sim.ros.twin", ["torch", "ot", "otpr_trainer"]),
     ],

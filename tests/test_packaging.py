@@ -29,6 +29,7 @@ FOLDERS = {
 }
 EXECUTABLES = {
     "otpr_operator/recorder": "otpr_operator.ros.recorder",
+    "otpr_operator/teleop": "otpr_operator.ros.teleop",
     "otpr_policy/policy_node": "otpr_policy.ros.node",
     "otpr_sim/twin": "otpr_sim.ros.twin",
 }

@@ -258,6 +258,17 @@ def test_taking_over_needs_a_device_that_sends_and_is_refused_twice() -> None:
     assert robot.arbiter.commander is Commander.OPERATOR
 
 
+def test_what_the_operator_asked_of_the_gripper_before_a_takeover_is_forgotten() -> None:
+    robot = Robot()
+    assert robot.tick() is not None
+    robot.stream.push_gripper(0.04)
+    robot.send()
+    robot.arbiter.take_over(robot.now_ns)
+    command = robot.tick(linear=(0, 0, 0))
+    assert command is not None
+    assert command.target.gripper_position == 0.02  # as the policy had it: what it holds is not dropped
+
+
 def test_a_stale_operator_is_no_matter_while_the_policy_acts() -> None:
     robot = Robot()
     robot.send()

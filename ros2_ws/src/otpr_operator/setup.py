@@ -21,7 +21,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
         # `ros2 run` looks in lib/<package>, where pip puts no console script.
-        (f"lib/{PACKAGE}", ["scripts/recorder"]),
+        (f"lib/{PACKAGE}", ["scripts/recorder", "scripts/teleop"]),
     ],
     entry_points={
         "otpr.commands": [

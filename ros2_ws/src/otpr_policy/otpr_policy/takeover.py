@@ -3,7 +3,7 @@
 
 An operator says how fast the hand shall move. The source keeps a reference pose that moves at that speed, and its action is the
 way from the measured hand to the reference: a step of 10 mm is 10 mm, and a hand that nobody moves does not creep.
-docs/adr/0009-takeover-inside-the-control-loop.md says why the arbiter is here and not on the command topics.
+docs/adr/0013-takeover-inside-the-control-loop.md says why the arbiter is here and not on the command topics.
 """
 
 from collections.abc import Mapping
