@@ -146,8 +146,10 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Ends the control thread, before the context does."""
+        """Ends all threads, before the context does."""
         self._stop_ticking("shut down")
+        while self._undo:
+            self._undo.pop()()
 
     # Configure and back
 
@@ -316,8 +318,7 @@ class PolicyNode(LifecycleNode):
             refused = None
             with self._lock:
                 self._control.disengage()
-        response.success = refused is None
-        response.message = refused or self._control.state.value
+        response.success, response.message = refused is None, refused or self._control.state.value
         self._publish_state()
         return response
 
@@ -353,8 +354,7 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             self._control.reset()
             self._guard.permit.grant()
-        response.success = True
-        response.message = self._control.state.value
+        response.success, response.message = True, self._control.state.value
         self._publish_state()
         return response
 
@@ -409,7 +409,7 @@ class PolicyNode(LifecycleNode):
                 self._control.counters,
                 self._control.executor.counters if self._control.executor is not None else None,
                 self._role.inference(),
-                facts,
+                facts | self._control.seams.facts(),
                 [denial.what for denial in self.scheduler.denials],
             )
         )
