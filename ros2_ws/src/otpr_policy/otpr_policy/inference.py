@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from otpr_policy.artifact import PolicyArtifact, check_model
 from otpr_policy.errors import ArtifactError, unknown
 from otpr_policy.spec import Array, PolicySpec
+from otpr_policy.timeline import Committed
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -35,8 +36,8 @@ class OnnxPolicy:
         """Opens a session on checked content and warms it up.
 
         Args:
-            content: an ONNX file whose graph has inputs ``observation``, ``noise`` and, if the spec says so, ``previous``, and output
-                ``action``.
+            content: an ONNX file whose graph has inputs ``observation``, ``noise`` and, if the spec says so, ``previous``, or
+                ``committed`` and ``committed_weight``; and output ``action``.
             spec: what the numbers mean.
             noise_shape: shape of one inference's noise.
             providers: execution providers, best first; by default CUDA where this ONNX Runtime is built with it, else the CPU.
@@ -56,6 +57,8 @@ class OnnxPolicy:
         shapes = {"observation": (1, spec.observation_horizon, spec.observation.size), "noise": (1, *noise_shape)}
         if spec.reads_previous:
             shapes["previous"] = self._action_shape
+        if spec.reads_committed:
+            shapes |= {"committed": self._action_shape, "committed_weight": (1, spec.chunk_length)}
         self._inputs = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
         try:
             session = _open(content, wanted, allow_cpu)
@@ -82,8 +85,15 @@ class OnnxPolicy:
         check_model(content)
         return cls(content, spec, noise_shape, (CPU,))
 
-    def infer(self, observation: NDArray[Any], noise: NDArray[Any], previous: NDArray[Any] | None = None) -> Array:
-        """See ChunkPolicy. A graph that reads the previous chunk is told of none by NaN. Not thread-safe: the buffers are one set.
+    def infer(
+        self,
+        observation: NDArray[Any],
+        noise: NDArray[Any],
+        previous: NDArray[Any] | None = None,
+        committed: Committed | None = None,
+    ) -> Array:
+        """See ChunkPolicy. A graph that reads the previous chunk is told of none by NaN, of nothing committed by weights of zero.
+        Not thread-safe: the buffers are one set.
 
         Raises ValueError on another shape: numpy would otherwise broadcast one observation over the history. ONNX Runtime raises where
         a graph computes an output of another shape than the one it declares, since the output's place is fixed.
@@ -98,7 +108,19 @@ class OnnxPolicy:
             if previous is not None and previous.shape != self._action_shape[1:]:
                 raise ValueError(f"previous chunk {previous.shape}, expected {self._action_shape[1:]}")
             inputs["previous"][0] = np.nan if previous is None else previous
+        if self.spec.reads_committed:
+            self._set_committed(committed)
         return self._binding.run()[0].astype(np.float64)
+
+    def _set_committed(self, committed: Committed | None) -> None:
+        actions, weight = self._inputs["committed"][0], self._inputs["committed_weight"][0]
+        if committed is None:
+            actions[:], weight[:] = 0.0, 0.0
+            return
+        if committed.actions.shape != actions.shape or committed.weight.shape != weight.shape:
+            shapes = f"{committed.actions.shape} and {committed.weight.shape}"
+            raise ValueError(f"committed actions and weights {shapes}, expected {actions.shape} and {weight.shape}")
+        actions[:], weight[:] = committed.actions, committed.weight
 
     def _warm_up(self) -> None:
         middle = (self.spec.observation.low + self.spec.observation.high) / 2

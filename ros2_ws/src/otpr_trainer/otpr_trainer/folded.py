@@ -64,10 +64,11 @@ class FoldedChain(nn.Module):
         terms = [self._network(i).bias - time + minus for i, (time, minus) in enumerate(zip(times, shown, strict=True))]
         self.context_terms = _constant(torch.cat(terms))
 
-    def forward(self, start: Tensor, condition: Tensor, noise: Tensor) -> list[Tensor]:
+    def forward(self, start: Tensor, condition: Tensor, noise: Tensor, painted: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
         """The normalised chunks of all steps, start first, n + 1 tensors (S, Ta * Da).
 
-        start: (S, Ta * Da); condition: (1, condition_size); noise: (S, step_draws, Ta * Da).
+        start: (S, Ta * Da); condition: (1, condition_size); noise: (S, step_draws, Ta * Da); painted: what is added to each clean chunk
+        and what is left of it before, both (1, Ta * Da).
         """
         reverse, scale, shift = self.reverse, self.scale, self.shift
         contexts = self._contexts(condition)
@@ -81,6 +82,8 @@ class FoldedChain(nn.Module):
             weight = self._network(step).output
             x_0 = torch.addmm(y, hidden, weight, beta=reach / (float(scale[step]) * signal), alpha=-reach * deviation / signal)
             x_0 = x_0.clamp(-reach, reach)
+            if painted is not None:
+                x_0 = x_0 * painted[1] + reach * painted[0]
             if last:
                 chain.append(x_0)
                 break

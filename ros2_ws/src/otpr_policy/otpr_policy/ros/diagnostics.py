@@ -9,6 +9,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from otpr_policy.control import State
 from otpr_policy.health import Counters, Percentiles
+from otpr_policy.timeline import TimelineCounters
 
 _LEVELS = {
     State.READY: DiagnosticStatus.OK,
@@ -24,6 +25,7 @@ def diagnostics(
     state: State,
     reason: str,
     counters: Counters,
+    timeline: TimelineCounters,
     inference: Percentiles | None,
     facts: dict[str, str],
     warnings: Sequence[str] = (),
@@ -32,7 +34,7 @@ def diagnostics(
 
     ``warnings``: what is wrong with the machine rather than with the robot; each is in the message and makes an OK a WARN.
     """
-    values = {key: str(value) for key, value in asdict(counters).items()}
+    values = {key: str(value) for key, value in (asdict(counters) | asdict(timeline)).items()}
     if inference is not None:
         values |= {f"inference_{key}_ms": f"{value:.4f}" for key, value in inference.to_json().items()}
     message = "; ".join([f"{state.value}: {reason}" if reason else state.value, *warnings])
