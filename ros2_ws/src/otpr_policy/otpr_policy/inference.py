@@ -58,7 +58,7 @@ class OnnxPolicy:
         if spec.reads_previous:
             shapes["previous"] = self._action_shape
         if spec.reads_committed:
-            shapes |= {"committed": self._action_shape, "committed_weight": (1, spec.chunk_length)}
+            shapes |= {"committed": self._action_shape, "committed_weight": self._action_shape[:2]}
         self._inputs = {name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()}
         try:
             session = _open(content, wanted, allow_cpu)
@@ -92,8 +92,8 @@ class OnnxPolicy:
         previous: NDArray[Any] | None = None,
         committed: Committed | None = None,
     ) -> Array:
-        """See ChunkPolicy. A graph that reads the previous chunk is told of none by NaN, of nothing committed by weights of zero.
-        Not thread-safe: the buffers are one set.
+        """See ChunkPolicy. A graph that reads the previous chunk is told of none by NaN, of nothing committed by weights of
+        zero. Not thread-safe: the buffers are one set.
 
         Raises ValueError on another shape: numpy would otherwise broadcast one observation over the history. ONNX Runtime raises where
         a graph computes an output of another shape than the one it declares, since the output's place is fixed.
