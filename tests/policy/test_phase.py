@@ -85,6 +85,7 @@ def test_samples_slower_than_the_loop_or_stopped_change_nothing() -> None:
 
 def test_the_grid_creeps_by_a_hundredth_of_a_period_at_most() -> None:
     phase = _known(0.01)
-    assert phase.shift_s(1.004) == pytest.approx(-0.0005)  # the sample came 4 ms before: earlier
-    assert phase.shift_s(1.008) == pytest.approx(0.0005)  # the next comes 2 ms after: later
-    assert phase.shift_s(1.0002) == pytest.approx(-0.0002)
+    assert phase.shift_s(1.002) == pytest.approx(-0.0005)  # the sample came 2 ms before: earlier
+    assert phase.shift_s(1.007) == pytest.approx(0.0005)  # the next comes 3 ms after: later
+    assert phase.shift_s(0.9983) == pytest.approx(0.0002)  # due by 15 % of the sample period before the arrival
+    assert phase.shift_s(0.9985) == pytest.approx(0.0)

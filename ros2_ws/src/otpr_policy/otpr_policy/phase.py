@@ -11,7 +11,9 @@ from statistics import median
 
 _WAIT_SHARE = 0.2  # of the control period: the longest wait of a tick
 _CREEP_SHARE = 0.01  # of the control period: how much a period may be stretched or shortened
+_LEAD_SHARE = 0.15  # of the sample period, by which a tick is due before the arrival: then the arrival starts it, not a timer after it
 _LATEST = 1.25  # sample periods after the last arrival, beyond which the next is not about to come but late or lost
+_SLOWEST = 1.1  # control periods: a source at the loop's own rate seems slower at times
 _WINDOW = 15
 _FEWEST = 4
 
@@ -47,7 +49,7 @@ class ArrivalPhase:
         sample_s = self._sample_period_s()
         if sample_s is None or due_s - self._last_s > _LATEST * sample_s:
             return 0.0
-        error_s = self._last_s - due_s
+        error_s = self._last_s - _LEAD_SHARE * sample_s - due_s
         if error_s < -sample_s / 2:
             error_s += sample_s
         most_s = _CREEP_SHARE * self._period_s
@@ -58,4 +60,4 @@ class ArrivalPhase:
         if len(self._intervals_s) < _FEWEST:
             return None
         sample_s = median(self._intervals_s)
-        return sample_s if 0.0 < sample_s <= self._period_s else None
+        return sample_s if 0.0 < sample_s <= _SLOWEST * self._period_s else None

@@ -18,6 +18,9 @@ class Pacing(Enum):
     OBSERVATION = "observation"  # a complete observation one control period newer: for a simulation that waits for its commands
 
 
+_HAND_OVER_S = 2e-4
+
+
 class ControlThread:
     """Calls ``tick(now_ns)`` from its own thread until it is closed; ``now_ns`` is on the clock of the data.
 
@@ -64,8 +67,11 @@ class ControlThread:
                     return
                 self._seen_ns = complete_ns
                 self._phase.arrived(time.monotonic())
-            if self._waits:
-                self._wake.notify()
+            if not self._waits:
+                return
+            self._wake.notify()
+        if self._pacing is Pacing.CLOCK:
+            time.sleep(_HAND_OVER_S)  # outside the interpreter's lock, which the tick now needs and would wait for
 
     def answer_again(self) -> None:
         """Makes a loop in lockstep tick on the observation at hand, which it let pass while it was not engaged."""
