@@ -33,7 +33,9 @@ _CLOSE_S = 0.5
 class DelayEstimate:
     """After how many ticks a chunk is expected, from what inference took lately."""
 
-    def __init__(self, period_s: float, spare_s: float, percentile: float = 99.0, margin: float = 1.25, window: int = 256) -> None:
+    MARGIN = 1.25
+
+    def __init__(self, period_s: float, spare_s: float, percentile: float = 99.0, margin: float = MARGIN, window: int = 256) -> None:
         """Expects the ``percentile`` of the last ``window`` durations times ``margin``, less the ``spare_s`` that each tick can wait."""
         self._period_s = period_s
         self._spare_s = spare_s

@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+from otpr_policy.errors import ContractError, unknown
 from otpr_policy.health import Counters
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.phase import ArrivalPhase
+
+_HAND_OVER_S = 2e-4
 
 
 class Pacing(Enum):
@@ -18,7 +21,12 @@ class Pacing(Enum):
     OBSERVATION = "observation"  # a complete observation one control period newer: for a simulation that waits for its commands
 
 
-_HAND_OVER_S = 2e-4
+def parse_pacing(text: str) -> Pacing:
+    """The pacing of a name. Raises ContractError listing the known ones."""
+    try:
+        return Pacing(text)
+    except ValueError as error:
+        raise ContractError(unknown("pacing", text, [pacing.value for pacing in Pacing])) from error
 
 
 class ControlThread:
