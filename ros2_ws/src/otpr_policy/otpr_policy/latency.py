@@ -85,9 +85,7 @@ def busy_processes(count: int = 2) -> Iterator[None]:
     processes: list[subprocess.Popen[str]] = []
     try:
         for _ in range(count):
-            processes.append(
-                subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-            )
+            processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True))
         for process in processes:
             assert process.stdout is not None
             if process.stdout.readline() != "busy\n":
