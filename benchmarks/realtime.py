@@ -36,6 +36,7 @@ RATE_HZ = 100.0
 BUSY = 2
 GOALS = {"fifo": 0.0, "ordinary": 0.01}  # share of ticks missed
 _REPORT_S = 30.0
+_EARLY_S = 1e-3  # a tick this much before its instant is not taken for one that is a period late
 
 
 def run(policy: OnnxPolicy, seconds: float, fifo: bool) -> dict[str, Any]:
@@ -75,8 +76,8 @@ def run(policy: OnnxPolicy, seconds: float, fifo: bool) -> dict[str, Any]:
         _wait(seconds, "SCHED_FIFO" if fifo else "ordinary")
     finally:
         thread.close()
-    late = (starts[:taken] - starts[0]) % (1.0 / RATE_HZ)
-    late = np.minimum(late, 1.0 / RATE_HZ - late)  # of the grid that the first tick began
+    off = starts[:taken] - np.percentile(starts[:taken] * RATE_HZ % 1.0, 1) / RATE_HZ  # off the grid that the earliest ticks lie on
+    late = np.maximum(0.0, (off + _EARLY_S) % (1.0 / RATE_HZ) - _EARLY_S)
     inference = Percentiles.of(ends[:taken] - starts[:taken])
     lateness = Percentiles.of(late)
     assert inference is not None and lateness is not None

@@ -48,7 +48,8 @@ class Timing:
 def back_to_back(call: Callable[[], object], seconds: float, busy: bool = False) -> Timing:
     """Calls again and again for that long."""
     _warm_up(call)
-    durations, end = [], time.perf_counter() + seconds
+    durations: list[float] = []
+    end = time.perf_counter() + seconds
     while not durations or time.perf_counter() < end:
         start = time.perf_counter()
         call()
@@ -60,7 +61,10 @@ def paced(call: Callable[[], object], rate_hz: float, seconds: float, busy: bool
     """Calls once in every tick of a grid, as a control loop does; ticks that have passed during a call are missed, not made up for."""
     _warm_up(call)
     period, count = 1.0 / rate_hz, max(1, round(rate_hz * seconds))
-    durations, lateness, response, misses = [], [], [], 0
+    durations: list[float] = []
+    lateness: list[float] = []
+    response: list[float] = []
+    misses = 0
     first, tick = time.perf_counter() + period, 0
     while tick < count:
         due = first + tick * period
