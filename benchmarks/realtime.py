@@ -29,7 +29,7 @@ from otpr_policy.health import Counters, Percentiles
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.latency import busy_processes
 from otpr_policy.observation import ObservationBuffer
-from otpr_policy.realtime import Role, Scheduler
+from otpr_policy.realtime import Role, Scheduler, release_fifo
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 
 RATE_HZ = 100.0
@@ -59,6 +59,7 @@ def run(policy: OnnxPolicy, seconds: float, fifo: bool) -> dict[str, Any]:
             taken += 1
         return True
 
+    scheduler.enter(Role.CALLBACKS)  # as the node's executor: whoever holds the interpreter's lock must not be pushed aside
     scheduler.lock_memory()
     gc.collect()
     gc.freeze()
@@ -76,6 +77,8 @@ def run(policy: OnnxPolicy, seconds: float, fifo: bool) -> dict[str, Any]:
         _wait(seconds, "SCHED_FIFO" if fifo else "ordinary")
     finally:
         thread.close()
+        if fifo and not scheduler.denials:
+            release_fifo()
     off = starts[:taken] - np.percentile(starts[:taken] * RATE_HZ % 1.0, 1) / RATE_HZ  # off the grid that the earliest ticks lie on
     late = np.maximum(0.0, (off + _EARLY_S) % (1.0 / RATE_HZ) - _EARLY_S)
     inference = Percentiles.of(ends[:taken] - starts[:taken])
