@@ -52,5 +52,5 @@ class PolicyParameters:
     report: str = parameter("", "in mode shadow: file (.json) for the comparison with what was commanded; empty: none")
     noise_seed: int = parameter(0, "seed of the denoising noise; engagement i draws from the stream (seed, i)")
     realtime: bool = parameter(True, "ask Linux for SCHED_FIFO and locked memory; where denied, a warning in the log and in /diagnostics")
-    realtime_priority: int = parameter(DEFAULT_PRIORITY, "highest SCHED_FIFO priority of the node's threads, 4 to 98")
+    realtime_priority: int = parameter(DEFAULT_PRIORITY, "highest SCHED_FIFO priority of the node's threads, 5 to 98")
     allow_cpu: bool = parameter(False, "run on the CPU where ONNX Runtime is built with CUDA and CUDA does not come up; otherwise an error")
