@@ -7,6 +7,7 @@ has a megabyte, which at a robot's rates is a quarter of a minute.
 """
 
 import errno
+import os
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
@@ -142,10 +143,13 @@ class McapWriter:
         self._append(record)
         self._metadata.append((offset, len(record), name))
 
-    def write(self, channel_id: int, log_time_ns: int, data: bytes, publish_time_ns: int | None = None) -> None:
-        """Adds a message. It is in memory until the next :meth:`flush`."""
+    def write(
+        self, channel_id: int, log_time_ns: int, data: bytes, publish_time_ns: int | None = None, sequence: int | None = None
+    ) -> None:
+        """Adds a message, by default published when it is logged and numbered by channel. It is in memory until the next :meth:`flush`."""
         published_ns = log_time_ns if publish_time_ns is None else publish_time_ns
-        self._chunk.add(Message(channel_id, self._counts[channel_id], log_time_ns, published_ns, data))
+        number = self._counts[channel_id] if sequence is None else sequence
+        self._chunk.add(Message(channel_id, number & 0xFFFFFFFF, log_time_ns, published_ns, data))
         self._counts[channel_id] += 1
         if len(self._chunk.records) >= CHUNK_BYTES:
             self.flush()
@@ -166,6 +170,7 @@ class McapWriter:
         """Completes the file."""
         self.flush()
         self._append(make_record(Op.DATA_END, struct.pack("<I", self._crc)) + self._summary(self._offset + HEAD + 4))
+        os.fsync(self._file.fileno())
         self._file.close()
 
     def abandon(self) -> None:
