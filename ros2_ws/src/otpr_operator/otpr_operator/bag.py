@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from otpr_policy.errors import OutputError, RecordingError
 from otpr_policy.files import write_text
 from otpr_policy.mcap import McapContent, read_mcap
 from otpr_policy.mcap_writer import McapWriter
-from otpr_policy.recording import BEGIN, END, LAYOUT_VERSION, Ending, Verdict, mcap_file
+from otpr_policy.recording import BEGIN, END, LAYOUT_VERSION, Ending, Verdict, mcap_file, typestore
 
 FLUSH_PERIOD_S = 0.5
 _RESERVE_BYTES = 1 << 20  # set aside, so that a recording can be completed on a disk that is full
@@ -111,11 +112,8 @@ class BagWriter:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _add_channel(self, topic: str, kind: str) -> int:
-        from rosbags.typesys import Stores, get_typestore
-
-        typestore = get_typestore(Stores.ROS2_JAZZY)
-        definition, _ = typestore.generate_msgdef(kind, ros_version=2)
-        metadata = {"offered_qos_profiles": "[]", _HASH: typestore.hash_rihs01(kind)}
+        definition, type_hash = _describe(kind)
+        metadata = {"offered_qos_profiles": "[]", _HASH: type_hash}
         return self._writer.add_channel(topic, (kind, "ros2msg", definition.encode()), "cdr", metadata)
 
 
@@ -144,6 +142,13 @@ def recover(path: Path) -> None:
 def unfinished(directory: Path) -> list[Path]:
     """The recordings below a directory that have no ``metadata.yaml``, oldest first."""
     return sorted(file.parent for file in directory.glob("*/*.mcap") if not (file.parent / _METADATA).exists())
+
+
+@lru_cache
+def _describe(kind: str) -> tuple[str, str]:
+    """Definition and hash of a message type."""
+    definition, _ = typestore().generate_msgdef(kind, ros_version=2)
+    return definition, typestore().hash_rihs01(kind)
 
 
 def _set_aside(path: Path) -> None:

@@ -69,7 +69,7 @@ class TopicLog:
         found = []
         for number, message in enumerate(self.messages):
             try:
-                found.append(_typestore().deserialize_cdr(message, self.type))
+                found.append(typestore().deserialize_cdr(message, self.type))
             except Exception as error:  # whatever damaged bytes do to a parser of another library
                 raise RecordingError(f"{self.topic}: message {number} is no {self.type}: {error!r}") from error
         return found
@@ -206,7 +206,8 @@ def _topics(content: McapContent) -> dict[str, TopicLog]:
 
 
 @lru_cache(maxsize=1)
-def _typestore() -> Any:
+def typestore() -> Any:
+    """The standard ROS messages, as rosbags describes them."""
     from rosbags.typesys import Stores, get_typestore  # half a second, for those who decode
 
     return get_typestore(Stores.ROS2_JAZZY)
