@@ -18,6 +18,7 @@ from otpr_policy import artifact
 from otpr_policy.errors import ArtifactError
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.spec import Array, PolicySpec
+from otpr_policy.timeline import Committed
 
 TWO_STEPS = replace(tiny_policy.SPEC, observation_horizon=2)
 
@@ -54,6 +55,20 @@ def test_a_graph_that_reads_its_previous_chunk_is_told_of_none_by_nan() -> None:
     assert np.array_equal(policy.infer(observation, noise, np.full((4, 7), np.nan)), policy.infer(observation, noise))
     with pytest.raises(ValueError, match="previous chunk"):
         policy.infer(observation, noise, previous[:1])
+
+
+def test_a_graph_that_reads_what_is_committed_is_told_of_nothing_by_weights_of_zero() -> None:
+    spec = replace(tiny_policy.SPEC, reads_committed=True)
+    policy, plain = _policy(spec), _policy()
+    observation, noise = _inputs(2, spec)
+    committed = Committed(np.linspace(-1.0, 1.0, 28).reshape(4, 7), np.array([1.0, 0.75, 0.25, 0.0]))
+    for known in (committed, None, committed):
+        expected = tiny_policy.expected_action(observation, noise, spec, committed=known)
+        np.testing.assert_allclose(policy.infer(observation, noise, committed=known), expected, atol=1e-6, rtol=0)
+    assert np.array_equal(policy.infer(observation, noise), plain.infer(observation, noise))
+    for wrong in (Committed(committed.actions[:1], committed.weight), Committed(committed.actions, committed.weight[:1])):
+        with pytest.raises(ValueError, match="committed actions and weights"):
+            policy.infer(observation, noise, committed=wrong)
 
 
 def test_a_graph_without_manifest_computes_the_same_as_the_file() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from otpr_policy.artifact import PolicyArtifact, check_model
 from otpr_policy.errors import ArtifactError, unknown
 from otpr_policy.spec import Array, PolicySpec
+from otpr_policy.timeline import Committed
 
 _CUDA = "CUDAExecutionProvider"
 _PREFERRED_PROVIDERS = (_CUDA, "CPUExecutionProvider")
@@ -24,8 +25,8 @@ class OnnxPolicy:
         """Opens a session on checked content and warms it up.
 
         Args:
-            content: an ONNX file whose graph has inputs ``observation``, ``noise`` and, if the spec says so, ``previous``, and output
-                ``action``.
+            content: an ONNX file whose graph has inputs ``observation``, ``noise`` and, if the spec says so, ``previous``, or
+                ``committed`` and ``committed_weight``; and output ``action``.
             spec: what the numbers mean.
             noise_shape: shape of one inference's noise.
             providers: execution providers, best first; by default CUDA where this ONNX Runtime has it, else CPU.
@@ -46,6 +47,9 @@ class OnnxPolicy:
         self._inputs = {"observation": self._observation, "noise": self._noise}
         if spec.reads_previous:
             self._inputs["previous"] = np.full(self._action_shape, np.nan, dtype=np.float32)
+        if spec.reads_committed:
+            self._inputs["committed"] = np.zeros(self._action_shape, dtype=np.float32)
+            self._inputs["committed_weight"] = np.zeros((1, spec.chunk_length), dtype=np.float32)
         if _CUDA in wanted:
             onnxruntime.preload_dlls()  # pip's CUDA libraries are not where the loader looks
         try:
@@ -68,8 +72,14 @@ class OnnxPolicy:
         check_model(content)
         return cls(content, spec, noise_shape, ("CPUExecutionProvider",))
 
-    def infer(self, observation: NDArray[Any], noise: NDArray[Any], previous: NDArray[Any] | None = None) -> Array:
-        """See ChunkPolicy. A graph that reads the previous chunk is told of none by NaN.
+    def infer(
+        self,
+        observation: NDArray[Any],
+        noise: NDArray[Any],
+        previous: NDArray[Any] | None = None,
+        committed: Committed | None = None,
+    ) -> Array:
+        """See ChunkPolicy. A graph that reads the previous chunk is told of none by NaN, of nothing committed by weights of zero.
 
         Raises ValueError on another shape: numpy would otherwise broadcast one observation over the history. A graph
         can compute the shape of its output, so what it declares is no proof of that either.
@@ -84,10 +94,22 @@ class OnnxPolicy:
             if previous is not None and previous.shape != self._action_shape[1:]:
                 raise ValueError(f"previous chunk {previous.shape}, expected {self._action_shape[1:]}")
             self._inputs["previous"][0] = np.nan if previous is None else previous
+        if self.spec.reads_committed:
+            self._set_committed(committed)
         (action,) = self._session.run(["action"], self._inputs)
         if action.shape != self._action_shape:
             raise ValueError(f"the graph yields an action of shape {action.shape}, expected {self._action_shape}")
         return np.asarray(action[0], dtype=np.float64)
+
+    def _set_committed(self, committed: Committed | None) -> None:
+        actions, weight = self._inputs["committed"][0], self._inputs["committed_weight"][0]
+        if committed is None:
+            actions[:], weight[:] = 0.0, 0.0
+            return
+        if committed.actions.shape != actions.shape or committed.weight.shape != weight.shape:
+            shapes = f"{committed.actions.shape} and {committed.weight.shape}"
+            raise ValueError(f"committed actions and weights {shapes}, expected {actions.shape} and {weight.shape}")
+        actions[:], weight[:] = committed.actions, committed.weight
 
     def _warm_up(self) -> None:
         middle = (self.spec.observation.low + self.spec.observation.high) / 2

@@ -4,8 +4,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from otpr_policy.chunk import ChunkPolicy, RecedingHorizon, episode_rng
+from otpr_policy.chunk import ChunkPolicy, episode_rng
 from otpr_policy.errors import TaskError
+from otpr_policy.receding_horizon import RecedingHorizon
 from otpr_policy.spec import PolicySpec, VectorSpec
 from otpr_sim import registry
 from otpr_sim.env import StepResult, TaskEnv, TaskSpec, episode_seed

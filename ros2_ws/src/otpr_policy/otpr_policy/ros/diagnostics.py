@@ -8,6 +8,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from otpr_policy.control import State
 from otpr_policy.health import Counters, Percentiles
+from otpr_policy.timeline import TimelineCounters
 
 _LEVELS = {
     State.READY: DiagnosticStatus.OK,
@@ -23,11 +24,12 @@ def diagnostics(
     state: State,
     reason: str,
     counters: Counters,
+    timeline: TimelineCounters,
     inference: Percentiles | None,
     facts: dict[str, str],
 ) -> DiagnosticArray:
     """One status with the state as its message, and every counter, latency [ms] and fact as a key."""
-    values = {key: str(value) for key, value in asdict(counters).items()}
+    values = {key: str(value) for key, value in (asdict(counters) | asdict(timeline)).items()}
     if inference is not None:
         values |= {f"inference_{key}_ms": f"{value:.4f}" for key, value in inference.to_json().items()}
     status = DiagnosticStatus(
