@@ -64,6 +64,9 @@ class ControlLoop:
         self.state = State.READY
         self.reason = "not engaged"
         self.counters = Counters()
+        # Of the last tick, for who records it: what was measured, usable or not, and what was sent.
+        self.observation: Observation | None = None
+        self.command: Command | None = None
 
     @property
     def _spec(self) -> PolicySpec:
@@ -114,6 +117,7 @@ class ControlLoop:
     def tick(self, now_ns: int) -> Command | None:
         """One control step at ``now_ns`` on the data's clock: the command to send, or None when the robot holds."""
         self.counters.ticks += 1
+        self.observation = self.command = None
         if self.state in (State.READY, State.STOPPED):
             return None
         observation = self._usable_observation(now_ns)
@@ -130,12 +134,14 @@ class ControlLoop:
         self._recent_holds.append(False)
         self._enter(State.ENGAGED, "")
         self.counters.commands += 1
-        return Command(target, observation.stamp_ns)
+        self.command = Command(target, observation.stamp_ns)
+        return self.command
 
     def _usable_observation(self, now_ns: int) -> Observation | Missing:
         observation = self._buffer.observe(now_ns)
         if isinstance(observation, Missing):
             return observation
+        self.observation = observation
         problem = check_observation(self._spec.observation, self._spec.observation.flatten(observation.values), self._limits)
         return observation if problem is None else Missing(problem)
 

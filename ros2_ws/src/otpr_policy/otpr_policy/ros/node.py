@@ -4,6 +4,7 @@
     configure    load, verify, warm up, subscribe            cleanup     undo that
     activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
+    ~/save       write the last seconds to a file, as every stop does by itself (std_srvs/Trigger; flight.py)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
 ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it.
@@ -36,6 +37,7 @@ from otpr_policy.loading import LoadedPolicy, open_policy
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 from otpr_policy.ros.diagnostics import diagnostics
+from otpr_policy.ros.flight import NodeFlight
 from otpr_policy.ros.messages import (
     COMMAND_QOS,
     LATCHED_QOS,
@@ -62,6 +64,7 @@ class PolicyNode(LifecycleNode):
         self.parameters = declare(self, PolicyParameters)
         self._lock = threading.Lock()
         self._loop: ControlLoop | None = None
+        self._flight: NodeFlight | None = None
         self._workers: list[InferenceWorker] = []
         self._thread: ControlThread | None = None
         self._entities: list[Any] = []  # what configure made, in order
@@ -96,8 +99,9 @@ class PolicyNode(LifecycleNode):
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
         for worker in self._workers:
             worker.resume()
+        assert self._flight is not None
         self._thread = ControlThread(
-            self._tick,
+            self._flight.around(self._tick),
             pacing=self._pacing,
             period_s=self._loaded.spec.period_s,
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
@@ -149,6 +153,8 @@ class PolicyNode(LifecycleNode):
         self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
         self._control = ControlLoop(self._loaded.worker, self._buffer, self._contract.limits, self._contract.stop_after_s)
         self._loop = self._control
+        self._flight = NodeFlight(self, self.parameters, self._contract, self._control, self._keep)
+        self._flight.add_policy(self._loaded, Path(self.parameters.policy))
         self._subscribe()
         self._advertise()
 
@@ -194,6 +200,9 @@ class PolicyNode(LifecycleNode):
         self._loop = None
         while self._workers:
             self._close_worker(self._workers[-1])
+        if self._flight is not None:
+            self._flight.close()
+            self._flight = None
         destroy: dict[str, Callable[[Any], bool]] = {
             "Subscription": self.destroy_subscription,
             "Publisher": self.destroy_publisher,

@@ -44,3 +44,6 @@ class PolicyParameters:
     autostart: bool = parameter(False, "configure and activate at start; engaging stays a call of its own")
     pacing: str = parameter("clock", "what makes a control tick: 'clock' (the policy's rate) or 'observation' (lockstep with a simulation)")
     noise_seed: int = parameter(0, "seed of the denoising noise; engagement i draws from the stream (seed, i)")
+    flight_seconds: float = parameter(30.0, "how much the flight recorder keeps in memory [s]")
+    flight_directory: str = parameter("", "directory of saved flights; by default otpr/flights in ROS_HOME, which is ~/.ros")
+    flight_files: int = parameter(20, "how many saved flights are kept in the directory")
