@@ -55,6 +55,7 @@ class BlackBox:
         contract: str,
         on_saved: Callable[[Path], None],
         on_failed: Callable[[str], None],
+        on_thread_start: Callable[[], None] = lambda: None,
     ) -> None:
         """Begins to record.
 
@@ -65,6 +66,7 @@ class BlackBox:
             contract: its text.
             on_saved: called in the writer's thread with the file.
             on_failed: called with one line, in the writer's thread or the one that asks.
+            on_thread_start: called in the writer's thread first.
         """
         self._recorder = FlightRecorder(settings.seconds, control.executor.lanes.spec)
         self._control = control
@@ -80,7 +82,7 @@ class BlackBox:
         self._providers: dict[str, str] = {}
         self._stop_saved = False
         directory = Path(settings.directory).expanduser() if settings.directory else default_directory()
-        self._writer = FlightWriter(self._recorder, directory, settings.files, self._facts_now, on_saved, on_failed)
+        self._writer = FlightWriter(self._recorder, directory, settings.files, self._facts_now, on_saved, on_failed, on_thread_start)
 
     def add_policy(self, lanes: Lanes, sha256: str, path: Path, providers: tuple[str, ...]) -> None:
         """Notes which policy file runs in some lanes."""

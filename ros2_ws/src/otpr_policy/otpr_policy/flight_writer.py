@@ -34,6 +34,7 @@ class FlightWriter:
         facts: Callable[[], Mapping[str, str]],
         on_saved: Callable[[Path], None],
         on_failed: Callable[[str], None],
+        on_thread_start: Callable[[], None] = lambda: None,
     ) -> None:
         """Starts the thread.
 
@@ -44,6 +45,7 @@ class FlightWriter:
             facts: what is written with each.
             on_saved: called in the writer's thread.
             on_failed: called in the writer's thread, or in the one that asks, with one line.
+            on_thread_start: called in the writer's thread first, for instance to set its scheduling.
         """
         self._recorder = recorder
         self._directory = directory
@@ -51,6 +53,7 @@ class FlightWriter:
         self._facts = facts
         self._on_saved = on_saved
         self._on_failed = on_failed
+        self._on_thread_start = on_thread_start
         self._queue: Queue[tuple[Path, str] | None] = Queue(maxsize=_WAITING)
         self._thread = threading.Thread(target=self._run, name="otpr-flight-writer", daemon=True)
         self._thread.start()
@@ -75,6 +78,7 @@ class FlightWriter:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        self._on_thread_start()
         while (request := self._queue.get()) is not None:
             path, reason = request
             try:

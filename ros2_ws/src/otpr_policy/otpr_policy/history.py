@@ -7,13 +7,16 @@ import numpy as np
 
 from otpr_policy.spec import Array
 
+_MEMORY = 16  # observations kept beyond what is shown, for a policy with a longer horizon that takes over
+
 
 class ObservationHistory:
     """The last To observations of an episode. Where there is no past yet, the first is repeated, as in training."""
 
     def __init__(self, horizon: int) -> None:
         """An empty history of ``horizon`` = To steps."""
-        self._steps: deque[Array] = deque(maxlen=horizon)
+        self._horizon = horizon
+        self._steps: deque[Array] = deque(maxlen=max(horizon, _MEMORY))
 
     def clear(self) -> None:
         """Drops everything: the next observation is a first one."""
@@ -21,19 +24,15 @@ class ObservationHistory:
 
     def append(self, observation: Array) -> None:
         """Adds an observation (Do,); the caller may use its array again."""
-        observation = observation.copy()
-        if not self._steps:
-            assert self._steps.maxlen is not None
-            self._steps.extend([observation] * (self._steps.maxlen - 1))
-        self._steps.append(observation)
+        self._steps.append(observation.copy())
 
     def stack(self) -> Array:
         """(To, Do), oldest first."""
-        return np.stack(self._steps)
+        shown = list(self._steps)[-self._horizon :]
+        return np.stack([shown[0]] * (self._horizon - len(shown)) + shown)
 
     def resized(self, horizon: int) -> "ObservationHistory":
-        """The same past seen by a policy of another horizon; steps that were not kept are the oldest one repeated."""
+        """The same past, for a policy that is shown another number of steps."""
         other = ObservationHistory(horizon)
-        for observation in list(self._steps)[-horizon:]:
-            other.append(observation)
+        other._steps.extend(self._steps)
         return other

@@ -2,6 +2,7 @@
 """The flight recorder of the policy node: around every control tick, with ``~/save`` (std_srvs/Trigger)."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from otpr_policy.black_box import BlackBox, FlightSettings
 from otpr_policy.contract import RobotContract, contract_text
 from otpr_policy.control import ControlLoop
 from otpr_policy.loading import LoadedPolicy
+from otpr_policy.realtime import Role, Scheduler
 from otpr_policy.ros.parameters import PolicyParameters
 
 
@@ -19,7 +21,13 @@ class NodeFlight:
     """A black box that knows the node's parameters, log and services. Made in configure, closed in cleanup."""
 
     def __init__(
-        self, node: Node, given: PolicyParameters, contract: RobotContract, control: ControlLoop, keep: Callable[[Any], Any]
+        self,
+        node: Node,
+        given: PolicyParameters,
+        contract: RobotContract,
+        control: ControlLoop,
+        scheduler: Scheduler,
+        keep: Callable[[Any], Any],
     ) -> None:
         """Begins to record ``control``; ``keep`` takes what cleanup destroys. Raises ContractError when a parameter is out of range."""
         self._logger = node.get_logger()
@@ -30,6 +38,7 @@ class NodeFlight:
             contract_text(given.robot),
             on_saved=lambda path: self._logger.info(f"flight saved: {path}"),
             on_failed=lambda text: self._logger.error(text),
+            on_thread_start=partial(scheduler.enter, Role.FLIGHT),
         )
         self.around: Callable[[Callable[[int], bool]], Callable[[int], bool]] = self._box.around
         self.stopped: Callable[[str], None] = self._box.stopped

@@ -32,9 +32,11 @@ from otpr_policy.contract import ObservationSource, RobotContract, load_contract
 from otpr_policy.control import ControlLoop, State
 from otpr_policy.errors import ContractError, OtprError, unknown
 from otpr_policy.health import Percentiles
+from otpr_policy.inference import OnnxPolicy
 from otpr_policy.inference_worker import InferenceWorker, Waiting
 from otpr_policy.loading import LoadedPolicy, open_policy
 from otpr_policy.observation import ObservationBuffer
+from otpr_policy.realtime import Role, Scheduler
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 from otpr_policy.ros.diagnostics import diagnostics
 from otpr_policy.ros.flight import NodeFlight
@@ -62,6 +64,7 @@ class PolicyNode(LifecycleNode):
         """``options`` are rclpy's for a node, such as parameter overrides."""
         super().__init__(NODE_NAME, **options)
         self.parameters = declare(self, PolicyParameters)
+        self.scheduler = Scheduler(self.parameters.realtime, self.parameters.realtime_priority)
         self._lock = threading.Lock()
         self._loop: ControlLoop | None = None
         self._flight: NodeFlight | None = None
@@ -97,6 +100,7 @@ class PolicyNode(LifecycleNode):
         gc.unfreeze()
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
+        self.scheduler.lock_memory()
         for worker in self._workers:
             worker.resume()
         assert self._flight is not None
@@ -107,6 +111,7 @@ class PolicyNode(LifecycleNode):
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             buffer=self._buffer,
             counters=self._control.counters,
+            on_start=self._enter_control,
         )
         self.get_logger().info(f"ready: {self._describe()}; engage with ~/engage")
         return result
@@ -153,14 +158,20 @@ class PolicyNode(LifecycleNode):
         self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
         self._control = ControlLoop(self._loaded.worker, self._buffer, self._contract.limits, self._contract.stop_after_s)
         self._loop = self._control
-        self._flight = NodeFlight(self, self.parameters, self._contract, self._control, self._keep)
+        self._flight = NodeFlight(self, self.parameters, self._contract, self._control, self.scheduler, self._keep)
         self._flight.add_policy(self._loaded, Path(self.parameters.policy))
         self._subscribe()
         self._advertise()
 
     def _open(self, path: Path) -> LoadedPolicy:
         waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
-        loaded = open_policy(path, self._contract, waiting)
+        loaded = open_policy(
+            path,
+            self._contract,
+            waiting,
+            partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu),
+            partial(self.scheduler.enter, Role.INFERENCE),
+        )
         self._workers.append(loaded.worker)
         return loaded
 
@@ -231,6 +242,12 @@ class PolicyNode(LifecycleNode):
             self._publish_state()
 
     # Control thread
+
+    def _enter_control(self) -> None:
+        self.scheduler.enter(Role.CONTROL)
+        self.get_logger().info(f"real time: {self.scheduler.describe()}")
+        for denial in self.scheduler.denials:
+            self.get_logger().warning(str(denial))
 
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
@@ -330,7 +347,7 @@ class PolicyNode(LifecycleNode):
                 self.get_logger().info(state)
 
     def _publish_diagnostics(self) -> None:
-        facts = {"robot": self._contract.robot, "providers": ", ".join(self._loaded.providers), **self._loaded.identity()}
+        facts = {"robot": self._contract.robot, "providers": ", ".join(self._loaded.providers), "realtime": self.scheduler.describe()}
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
@@ -340,7 +357,8 @@ class PolicyNode(LifecycleNode):
                 self._control.counters,
                 self._control.executor.counters,
                 Percentiles.of(list(self._loaded.worker.durations_s)),
-                facts,
+                facts | self._loaded.identity(),
+                [denial.what for denial in self.scheduler.denials],
             )
         )
 
@@ -362,6 +380,7 @@ def _parse_pacing(text: str) -> Pacing:
 def make() -> PolicyNode:
     """The node, and active if ``autostart`` says so. Raises ContractError when it cannot be."""
     node = PolicyNode()
+    node.scheduler.enter(Role.CALLBACKS)  # this thread will run the executor
     if node.parameters.autostart:
         for transition in (node.trigger_configure, node.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:
