@@ -200,6 +200,20 @@ def test_one_flipped_bit_of_an_action_is_seen() -> None:
     assert 0 < report.largest_action_difference < 1e-15
 
 
+def test_a_zero_of_the_other_sign_is_a_difference() -> None:
+    log = fly(open_tiny(), 4)
+
+    class Zero:
+        spec = tiny_policy.SPEC
+        noise_shape = tiny_policy.NOISE_SHAPE
+
+        def infer(self, observation: Any, noise: Any) -> Any:
+            return np.zeros((4, 7))
+
+    results = tuple(ResultRecord(r.time_s, replace(r.result, chunk=-np.zeros((4, 7)))) for r in log.results)
+    assert replay(FlightLog((), log.requests, results), {"tiny": Zero()}).different_chunks == 1
+
+
 def test_a_chunk_of_not_a_number_equals_one_and_differs_from_a_number() -> None:
     class Sick:
         spec = tiny_policy.SPEC

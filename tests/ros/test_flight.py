@@ -70,6 +70,8 @@ def test_a_stop_is_saved_with_its_reason_and_replays_exactly(make_bench: Callabl
     assert report.actions == len(sent) >= 10
     assert report.chunks >= 3
     assert (report.missing_chunks, report.uncovered_actions) == (0, 0)
+    stream(bench, 0.3)
+    assert len(saved(tmp_path)) == 1, "one stop, one flight"
 
 
 def test_a_flight_is_saved_on_request_while_the_robot_moves_on(make_bench: Callable[..., Any], tmp_path: Path) -> None:
