@@ -27,7 +27,7 @@ from otpr_policy.lanes import SimulatedLanes
 from otpr_policy.observation import Observation
 from otpr_policy.replay import ReplayReport, replay
 from otpr_policy.spec import PolicySpec
-from otpr_policy.timeline import ChunkRequest, ChunkResult, Committed, Gap, Source, TimedAction
+from otpr_policy.timeline import ChunkRequest, ChunkResult, Committed, Gap, SeamPoint, Source, TimedAction
 
 PERIOD_S = tiny_policy.SPEC.period_s
 SECONDS = 30.0
@@ -127,7 +127,7 @@ def test_numbers_that_json_has_no_word_for_and_every_kind_of_record_survive(tmp_
     target = CartesianTarget(np.array([0.1, 0.2, 0.3]), np.array([1.0, 0.0, 0.0, 0.0]), 0.04)
     seen = Observation(2**62 + 3, {"ee_position": odd})
     events = [
-        TimedAction(0, odd, Source(2**40, 3), Source(2**40, 1), 1 / 3),
+        TimedAction(0, odd, Source(2**40, 3), SeamPoint(Source(5, 1), Source(2**40, 1), 2)),
         Gap(1, True),
         Gap(2, False),
         None,
@@ -158,7 +158,7 @@ def test_a_flight_replays_exactly(tmp_path: Path, spec: PolicySpec, delay_ticks:
     assert report.chunks == len(log.results) > 10
     assert (report.uncovered_actions, report.missing_chunks) == (0, len(log.requests) - len(log.results))
     if delay_ticks and spec.executed_length + delay_ticks < spec.chunk_length:
-        assert any(isinstance(tick.action, TimedAction) and tick.action.old is not None for tick in log.ticks), "no seam was tested"
+        assert any(isinstance(tick.action, TimedAction) and tick.action.seam is not None for tick in log.ticks), "no seam was tested"
 
 
 def spoil(log: FlightLog, number: int, change: Callable[[ChunkRequest], ChunkRequest]) -> FlightLog:
@@ -242,7 +242,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     policy = tiny_policy.write(tmp_path / "tiny.onnx")
     sha256 = artifact.load(policy).sha256
     log = fly(open_tiny(), 40, sha256=sha256)
-    saved(log, tmp_path / "flight.mcap", policy_paths=json.dumps({sha256: str(policy)}), reason="STOPPED: x")
+    saved(log, tmp_path / "flight.mcap", policy_paths=json.dumps({sha256: str(policy)}), reason="STOPPED: x", seam_ticks="4")
     return tmp_path / "flight.mcap", policy
 
 
