@@ -50,7 +50,7 @@ def test_a_thread_gets_its_roles_priority_and_no_other_thread_does() -> None:
     assert {child for _, child in seen} == {(os.SCHED_OTHER, 0)}, "a thread that such a thread starts inherits its priority"
     assert _schedule() == before
     assert scheduler.denials == ()
-    assert "watchdog 10, control 9, middleware 8, callbacks 7, inference 6" in scheduler.describe()
+    assert "watchdog 10, control 9, middleware 8, callbacks 7, inference 6, flight 5" in scheduler.describe()
 
 
 @needs_fifo

@@ -88,6 +88,9 @@ class ControlLoop:
         self.state = State.READY
         self.reason = "not engaged"
         self.counters = Counters()
+        # Of the last tick, for who records it: what was measured, usable or not, and what was sent.
+        self.observation: Observation | None = None
+        self.command: Command | None = None
 
     @property
     def executor(self) -> ChunkExecutor | None:
@@ -155,6 +158,7 @@ class ControlLoop:
         ``released``: why the dead-man switch does not allow motion, None when it does or there is none.
         """
         self.counters.ticks += 1
+        self.observation = self.command = None
         if self.state in (State.READY, State.STOPPED):
             return None
         if released is not None:
@@ -177,12 +181,14 @@ class ControlLoop:
         self._recent_holds.append(False)
         self._enter(State.ENGAGED, "")
         self.counters.commands += 1
+        self.command = command
         return command
 
     def _usable_observation(self, now_ns: int) -> Observation | Missing:
         observation = self._buffer.observe(now_ns)
         if isinstance(observation, Missing):
             return observation
+        self.observation = observation
         ranges = self._source.trained_on
         problem = None if ranges is None else check_observation(ranges, ranges.flatten(observation.values), self._limits)
         return observation if problem is None else Missing(problem)

@@ -32,6 +32,7 @@ class Role(Enum):
     MIDDLEWARE = 2
     CALLBACKS = 3
     INFERENCE = 4
+    FLIGHT = 5
 
 
 @dataclass(frozen=True)

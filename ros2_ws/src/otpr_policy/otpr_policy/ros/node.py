@@ -5,6 +5,7 @@
     activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
     ~/takeover   the operator has the robot (SetBool)        ~/load      another policy, without stopping (Trigger)
+    ~/save       write the last seconds to a file (Trigger)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
 ticks and publishes; inference has threads of its own (inference_worker.py), and so has ~/load (hot_swap.py). ``_lock`` guards the
@@ -42,6 +43,7 @@ from otpr_policy.realtime import Scheduler
 from otpr_policy.role import Mode, Role, make_role
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 from otpr_policy.ros.diagnostics import diagnostics
+from otpr_policy.ros.flight import NodeFlight
 from otpr_policy.ros.guard import Guard
 from otpr_policy.ros.hot_swap import PARAMETER, HotSwap
 from otpr_policy.ros.messages import (
@@ -74,6 +76,7 @@ class PolicyNode(LifecycleNode):
         self._loop: ControlLoop | None = None
         self._undo: list[Callable[[], None]] = []  # what configure has begun
         self._thread: ControlThread | None = None
+        self._flight: NodeFlight | None = None  # where a policy acts
         self._entities: list[Any] = []  # what configure made, in order
         self._published_state = ""
         self._logged_state: State | None = None
@@ -110,7 +113,7 @@ class PolicyNode(LifecycleNode):
         if self._pacing is Pacing.CLOCK:  # in lockstep the world waits for us, however long we take
             self._guard.start(self._role.period_s, self._control, self._is_fresh, self._outlet.publishers, self._tell_stopped)
         self._thread = ControlThread(
-            self._tick,
+            self._tick if self._flight is None else self._flight.around(self._tick),
             pacing=self._pacing,
             period_s=self._role.period_s,
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
@@ -175,6 +178,9 @@ class PolicyNode(LifecycleNode):
             after_release=AfterRelease.ENGAGE if switch is None else switch.after_release,
         )
         self._loop = self._control
+        if self._role.slot is not None:
+            self._flight = NodeFlight(self, self.parameters, self._contract, self._control, self.scheduler, self._keep)
+            self._undo.append(self._flight.close)
         self._subscribe()
         self._advertise()
         self._guard = Guard(self, self._contract, self._keep, self._on_rival, commands=mode is not Mode.SHADOW)
@@ -195,6 +201,8 @@ class PolicyNode(LifecycleNode):
         self._publish_identity()
 
     def _publish_identity(self) -> None:
+        if self._role.slot is not None and self._flight is not None:
+            self._flight.add_policy(self._role.slot.running)
         self._identity_publisher.publish(String(data=json.dumps(self._role.identity)))
 
     def _subscribe(self) -> None:
@@ -230,6 +238,7 @@ class PolicyNode(LifecycleNode):
         self._loop = None
         while self._undo:
             self._undo.pop()()
+        self._flight = None
         destroy: dict[str, Callable[[Any], bool]] = {
             "Subscription": self.destroy_subscription,
             "Publisher": self.destroy_publisher,
@@ -238,8 +247,7 @@ class PolicyNode(LifecycleNode):
             "Timer": self.destroy_timer,
         }
         while self._entities:
-            entity = self._entities.pop()
-            destroy[type(entity).__name__](entity)
+            destroy[type(self._entities[-1]).__name__](self._entities.pop())
 
     def _keep(self, entity: Any) -> Any:
         """Notes what cleanup has to destroy, the moment it exists: the next one may fail to be made."""
@@ -397,6 +405,8 @@ class PolicyNode(LifecycleNode):
         self._published_state = state
         self._state_publisher.publish(String(data=state))
         self.get_logger().error(state)
+        if self._flight is not None:
+            self._flight.stopped(reason)
 
     def _publish_diagnostics(self) -> None:
         facts = {"robot": self._contract.robot, **self._role.facts(), **self._outlet.facts(), "realtime": self.scheduler.describe()}
