@@ -82,6 +82,10 @@ def read(request: Request) -> Demonstrations:
         from otpr_trainer.data.formats.dppo import read_dppo
 
         demos = read_dppo(request.source, request.task, request.foreign)
+    elif origin is Format.LEROBOT:
+        from otpr_trainer.data.formats.lerobot_dataset import read_lerobot
+
+        demos = read_lerobot(request.source, request.lerobot_python, request.task, request.foreign)
     else:
         raise DemonstrationError(f"{origin.value} cannot be read yet")
     if request.task is not None and demos.header.task != request.task:
@@ -130,4 +134,6 @@ def _write(request: Request, demos: Demonstrations) -> None:
 
         write_dppo(request.target, demos)
     else:
-        raise DemonstrationError(f"{request.to.value} cannot be written yet")
+        from otpr_trainer.data.formats.lerobot_dataset import write_lerobot
+
+        write_lerobot(request.target, demos, request.lerobot_python)
