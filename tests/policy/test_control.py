@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from otpr_policy.chunk import episode_rng
 from otpr_policy.command import delta_to_target
 from otpr_policy.control import Command, ControlLoop, State
+from otpr_policy.lanes import SimulatedLanes
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.rotation import matrix_to_columns
 from otpr_policy.safety import Limits
@@ -54,7 +55,7 @@ class Robot:
     def __init__(self, stop_after_s: float = 0.2, **policy: Any) -> None:
         self.policy = Script(**policy)
         self.buffer = ObservationBuffer(self.policy.spec.observation, dict.fromkeys(SAMPLES, 0.1))
-        self.loop = ControlLoop(self.policy, self.buffer, LIMITS, stop_after_s)
+        self.loop = ControlLoop(SimulatedLanes(self.policy), self.buffer, LIMITS, stop_after_s)
         self.now_ns = 1_700_000_000_000_000_000
 
     def sense(self, **changed: Any) -> None:
@@ -160,7 +161,7 @@ def test_a_recovered_robot_infers_anew_from_what_it_sees_now() -> None:
     assert robot.tick(cube_position=[0.6, 0.1, -0.05]) is not None  # three actions of the old chunk were left
     assert len(robot.policy.observations) == 2
     assert robot.policy.observations[1][-1].tolist()[-3:] == [0.6, 0.1, -0.05]
-    assert robot.loop.counters.inferences == 2
+    assert robot.loop.executor.counters.inferences == 2
     assert (robot.loop.state, robot.loop.reason) == (State.ENGAGED, "")
 
 
@@ -336,7 +337,7 @@ def test_an_absurd_action_is_rejected_counted_and_ends_in_a_stop(index: int, val
     assert tiny_policy.ACTION.label(index) in robot.loop.reason
     counters = robot.loop.counters
     assert (counters.rejects, counters.holds, counters.commands, counters.clamps) == (3, 3, 0, 0)
-    assert counters.inferences == 3  # a rejected chunk is not continued
+    assert robot.loop.executor.counters.inferences == 3  # a rejected chunk is not continued
 
 
 @pytest.mark.parametrize("size", [0, 1, 6, 8])
@@ -380,7 +381,7 @@ def test_the_counters_add_up() -> None:
     robot.tick()
     counters = robot.loop.counters
     assert (counters.ticks, counters.commands, counters.holds) == (11, 7, 2)
-    assert counters.inferences == 3  # steps 1 and 5, and the first after the hold
+    assert robot.loop.executor.counters.inferences == 3  # steps 1 and 5, and the first after the hold
 
 
 @pytest.mark.parametrize("error", [RuntimeError("device lost"), ValueError("shape"), MemoryError()])

@@ -163,6 +163,7 @@ def make_bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 
     def make(**parameters: Any) -> Bench:
         defaults = {"policy": str(tiny_policy.write(tmp_path / "tiny.onnx")), "robot": "panda_twin", "noise_seed": 7}
+        defaults["flight_directory"] = str(tmp_path / "flights")
         benches.append(Bench(**(defaults | parameters)))
         return benches[-1]
 

@@ -33,7 +33,9 @@ class ControlThread:
         data_clock_ns: Callable[[], int],
         buffer: ObservationBuffer,
         counters: Counters,
+        on_start: Callable[[], None] = lambda: None,
     ) -> None:
+        """Starts the thread. ``on_start`` is called in it before the first tick, such as to ask for a priority."""
         self._tick = tick
         self._period_s = period_s
         self._period_ns = round(period_s * 1e9)
@@ -45,8 +47,9 @@ class ControlThread:
         self._seen_ns: int | None = None  # the observation of the last tick in lockstep
         self._answered_ns: int | None = None  # the newest observation that was answered
         self._wake = threading.Condition()
+        self._on_start = on_start
         run = self._run_on_clock if pacing is Pacing.CLOCK else self._run_on_observations
-        self._thread = threading.Thread(target=run, name="otpr-control", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(run,), name="otpr-control", daemon=True)
         self._thread.start()
 
     def sample_arrived(self) -> None:
@@ -67,6 +70,10 @@ class ControlThread:
             self._closed = True
             self._wake.notify()
         self._thread.join()
+
+    def _run(self, ticks: Callable[[], None]) -> None:
+        self._on_start()
+        ticks()
 
     def _run_on_clock(self) -> None:
         next_tick = time.monotonic()

@@ -4,6 +4,7 @@
     configure    load, verify, warm up, subscribe            cleanup     undo that
     activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
+    ~/save       write the last seconds to a file, as every stop does by itself (std_srvs/Trigger; flight.py)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
 ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it.
@@ -13,7 +14,6 @@ import gc
 import json
 import sys
 import threading
-import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
@@ -27,16 +27,19 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 
-from otpr_policy.artifact import PolicyArtifact, load
 from otpr_policy.chunk import episode_rng
 from otpr_policy.contract import ObservationSource, RobotContract, load_contract
 from otpr_policy.control import ControlLoop, State
 from otpr_policy.errors import ContractError, OtprError, unknown
-from otpr_policy.health import Percentiles, TimedPolicy
+from otpr_policy.health import Percentiles
 from otpr_policy.inference import OnnxPolicy
+from otpr_policy.inference_worker import InferenceWorker, Waiting
+from otpr_policy.loading import LoadedPolicy, open_policy
 from otpr_policy.observation import ObservationBuffer
+from otpr_policy.realtime import Role, Scheduler
 from otpr_policy.ros.control_thread import ControlThread, Pacing
 from otpr_policy.ros.diagnostics import diagnostics
+from otpr_policy.ros.flight import NodeFlight
 from otpr_policy.ros.messages import (
     COMMAND_QOS,
     LATCHED_QOS,
@@ -61,8 +64,11 @@ class PolicyNode(LifecycleNode):
         """``options`` are rclpy's for a node, such as parameter overrides."""
         super().__init__(NODE_NAME, **options)
         self.parameters = declare(self, PolicyParameters)
+        self.scheduler = Scheduler(self.parameters.realtime, self.parameters.realtime_priority)
         self._lock = threading.Lock()
         self._loop: ControlLoop | None = None
+        self._flight: NodeFlight | None = None
+        self._workers: list[InferenceWorker] = []
         self._thread: ControlThread | None = None
         self._entities: list[Any] = []  # what configure made, in order
         self._published_state = ""
@@ -94,13 +100,18 @@ class PolicyNode(LifecycleNode):
         gc.unfreeze()
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
+        self.scheduler.lock_memory()
+        for worker in self._workers:
+            worker.resume()
+        assert self._flight is not None
         self._thread = ControlThread(
-            self._tick,
+            self._flight.around(self._tick),
             pacing=self._pacing,
-            period_s=self._artifact.manifest.policy.period_s,
+            period_s=self._loaded.spec.period_s,
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             buffer=self._buffer,
             counters=self._control.counters,
+            on_start=self._enter_control,
         )
         self.get_logger().info(f"ready: {self._describe()}; engage with ~/engage")
         return result
@@ -142,20 +153,37 @@ class PolicyNode(LifecycleNode):
             raise ContractError(f"parameter 'noise_seed' is {self.parameters.noise_seed}, must be 0 or more")
         self._pacing = _parse_pacing(self.parameters.pacing)
         self._contract: RobotContract = load_contract(self.parameters.robot)
-        self._artifact: PolicyArtifact = load(Path(self.parameters.policy))
-        spec = self._artifact.manifest.policy
-        self._contract.check_serves(spec)
-        self._onnx = OnnxPolicy.from_artifact(self._artifact)
-        self._policy = TimedPolicy(self._onnx, time.perf_counter)
+        self._loaded: LoadedPolicy = self._open(Path(self.parameters.policy))
+        spec = self._loaded.spec
         self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
-        self._control = ControlLoop(self._policy, self._buffer, self._contract.limits, self._contract.stop_after_s)
+        self._control = ControlLoop(self._loaded.worker, self._buffer, self._contract.limits, self._contract.stop_after_s)
         self._loop = self._control
+        self._flight = NodeFlight(self, self.parameters, self._contract, self._control, self.scheduler, self._keep)
+        self._flight.add_policy(self._loaded, Path(self.parameters.policy))
         self._subscribe()
         self._advertise()
 
+    def _open(self, path: Path) -> LoadedPolicy:
+        waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
+        loaded = open_policy(
+            path,
+            self._contract,
+            waiting,
+            partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu),
+            partial(self.scheduler.enter, Role.INFERENCE),
+        )
+        self._workers.append(loaded.worker)
+        return loaded
+
+    def _close_worker(self, worker: InferenceWorker) -> None:
+        self._workers.remove(worker)
+        hung = worker.close()
+        if hung:
+            self.get_logger().error(f"{hung} inference(s) hang and were left to themselves; restart the process to be rid of them")
+
     def _subscribe(self) -> None:
         by_topic: dict[str, dict[str, ObservationSource]] = defaultdict(dict)
-        for name in self._artifact.manifest.policy.observation.names:
+        for name in self._loaded.spec.observation.names:
             source = self._contract.observations[name]
             by_topic[source.topic][name] = source
         for topic, sources in by_topic.items():
@@ -174,13 +202,18 @@ class PolicyNode(LifecycleNode):
         self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))
         self._state_publisher = keep(self.create_publisher(String, "~/state", LATCHED_QOS))
         self._identity_publisher = keep(self.create_publisher(String, "~/artifact", LATCHED_QOS))
-        self._identity_publisher.publish(String(data=json.dumps(self._identity())))
+        self._identity_publisher.publish(String(data=json.dumps(self._loaded.identity())))
         keep(self.create_service(SetBool, "~/engage", self._on_engage))
         keep(self.create_service(Trigger, "~/reset", self._on_reset))
         keep(self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics))
 
     def _unconfigure(self) -> None:
         self._loop = None
+        while self._workers:
+            self._close_worker(self._workers[-1])
+        if self._flight is not None:
+            self._flight.close()
+            self._flight = None
         destroy: dict[str, Callable[[Any], bool]] = {
             "Subscription": self.destroy_subscription,
             "Publisher": self.destroy_publisher,
@@ -199,6 +232,8 @@ class PolicyNode(LifecycleNode):
 
     def _stop_ticking(self, reason: str) -> None:
         if self._thread is not None:
+            for worker in self._workers:
+                worker.interrupt()
             self._thread.close()
             self._thread = None
         if self._loop is not None:
@@ -207,6 +242,12 @@ class PolicyNode(LifecycleNode):
             self._publish_state()
 
     # Control thread
+
+    def _enter_control(self) -> None:
+        self.scheduler.enter(Role.CONTROL)
+        self.get_logger().info(f"real time: {self.scheduler.describe()}")
+        for denial in self.scheduler.denials:
+            self.get_logger().warning(str(denial))
 
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
@@ -306,7 +347,7 @@ class PolicyNode(LifecycleNode):
                 self.get_logger().info(state)
 
     def _publish_diagnostics(self) -> None:
-        facts = {"robot": self._contract.robot, "providers": ", ".join(self._onnx.providers), **self._identity()}
+        facts = {"robot": self._contract.robot, "providers": ", ".join(self._loaded.providers), "realtime": self.scheduler.describe()}
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
@@ -314,20 +355,18 @@ class PolicyNode(LifecycleNode):
                 self._control.state,
                 self._control.reason,
                 self._control.counters,
-                Percentiles.of(list(self._policy.durations_s)),
-                facts,
+                self._control.executor.counters,
+                Percentiles.of(list(self._loaded.worker.durations_s)),
+                facts | self._loaded.identity(),
+                [denial.what for denial in self.scheduler.denials],
             )
         )
 
-    def _identity(self) -> dict[str, str]:
-        provenance = self._artifact.manifest.provenance
-        return {"sha256": self._artifact.sha256, "task": provenance.task, "algorithm": provenance.algorithm}
-
     def _describe(self) -> str:
-        manifest = self._artifact.manifest
+        manifest = self._loaded.artifact.manifest
         return (
-            f"{manifest.provenance.algorithm} policy for {manifest.provenance.task} ({self._artifact.sha256[:12]}) on "
-            f"{self._contract.robot} at {manifest.policy.control_rate_hz:g} Hz, {self._onnx.providers[0]}"
+            f"{manifest.provenance.algorithm} policy for {manifest.provenance.task} ({self._loaded.artifact.sha256[:12]}) on "
+            f"{self._contract.robot} at {manifest.policy.control_rate_hz:g} Hz, {self._loaded.providers[0]}"
         )
 
 
@@ -341,6 +380,7 @@ def _parse_pacing(text: str) -> Pacing:
 def make() -> PolicyNode:
     """The node, and active if ``autostart`` says so. Raises ContractError when it cannot be."""
     node = PolicyNode()
+    node.scheduler.enter(Role.CALLBACKS)  # this thread will run the executor
     if node.parameters.autostart:
         for transition in (node.trigger_configure, node.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:

@@ -13,6 +13,7 @@ from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
 
 from otpr_policy.errors import ContractError
+from otpr_policy.realtime import DEFAULT_PRIORITY
 
 _T = TypeVar("_T")
 
@@ -44,3 +45,9 @@ class PolicyParameters:
     autostart: bool = parameter(False, "configure and activate at start; engaging stays a call of its own")
     pacing: str = parameter("clock", "what makes a control tick: 'clock' (the policy's rate) or 'observation' (lockstep with a simulation)")
     noise_seed: int = parameter(0, "seed of the denoising noise; engagement i draws from the stream (seed, i)")
+    flight_seconds: float = parameter(30.0, "how much the flight recorder keeps in memory [s]")
+    flight_directory: str = parameter("", "directory of saved flights; by default otpr/flights in ROS_HOME, which is ~/.ros")
+    flight_files: int = parameter(20, "how many saved flights are kept in the directory")
+    realtime: bool = parameter(True, "ask Linux for SCHED_FIFO and locked memory; where denied, a warning in the log and in /diagnostics")
+    realtime_priority: int = parameter(DEFAULT_PRIORITY, "highest SCHED_FIFO priority of the node's threads, 5 to 98")
+    allow_cpu: bool = parameter(False, "run on the CPU where ONNX Runtime is built with CUDA and CUDA does not come up; otherwise an error")
