@@ -4,6 +4,7 @@
 import json
 import zipfile
 from argparse import ArgumentParser
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,20 @@ def test_an_array_larger_than_what_is_read_is_refused_before_memory_is_given_to_
     path.write_bytes(content.replace(b"(10,), }        ", b"(10000000000,), }"[:16]))
     with pytest.raises(DemonstrationError, match=r"claims shape|missing or damaged"):
         archives.read_npz(path)
+
+
+def test_a_damaged_archive_is_refused_or_says_what_it_said_before(tmp_path):
+    demos = point_task.demonstrations(2)
+    dppo.write_dppo(tmp_path, demos)
+    whole = (tmp_path / "train.npz").read_bytes()
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        damaged = bytearray(whole[: rng.integers(len(whole))] if seed % 10 == 0 else whole)
+        for place in rng.integers(0, len(damaged), rng.integers(1, 20)):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "train.npz").write_bytes(damaged)
+        with suppress(DemonstrationError):
+            assert dppo.read_dppo(tmp_path).sha256 == demos.sha256
 
 
 @given(stranger_demos.array(30, 1, 0.0, FINGER_RANGE))
