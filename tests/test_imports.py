@@ -31,6 +31,7 @@ HOMES = {
     "gymnasium": r"otpr_sim/gym_env\.py$",
     "gymnasium_robotics": r"otpr_sim/gym_env\.py$",
     "h5py": r"otpr_trainer/data/formats/hdf5\.py$",
+    "lerobot": r"otpr_trainer/data/formats/lerobot_bridge\.py$",
     "torch": r"otpr_trainer/",
     "ot": r"otpr_trainer/transport\.py$",
     "mujoco": r"otpr_sim/",
