@@ -6,6 +6,7 @@ for machines without ``launch_ros``. Neither knows a node by name.
 """
 
 import json
+import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,6 +111,8 @@ ENVIRONMENT = (
     EnvironmentDefault("PYTHONSAFEPATH", "1"),
 )
 
+POLICY_STATUS, TWIN_STATUS = "/policy_node: policy", "/twin: simulation"  # what the nodes' statuses in /diagnostics are called
+
 ParameterValue = str | bool | int | float
 
 
@@ -148,6 +151,14 @@ def environment(arguments: Mapping[str, str], inherited: Mapping[str, str]) -> d
     values = complete(arguments)
     defaults = {entry.variable: entry.value for entry in ENVIRONMENT if entry.condition is None or entry.condition.holds(values)}
     return {**defaults, **inherited}
+
+
+def isolated(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with a ROS domain of its own, unless the user chose one.
+
+    What runs unattended in simulation must not meet a robot, or its like, on this machine.
+    """
+    return {"ROS_DOMAIN_ID": str(1 + secrets.randbelow(100)), **environment}
 
 
 def complete(arguments: Mapping[str, str]) -> dict[str, str]:
