@@ -23,7 +23,7 @@ BELOW = {
     "otpr_policy": set(),
     "otpr_sim": {"otpr_policy"},
     "otpr_trainer": {"otpr_policy", "otpr_sim"},
-    "launch": {"otpr_policy"},
+    "launch": {"otpr_operator", "otpr_policy"},
 }
 # Where a library may be imported, as a pattern of the path below the package's parent.
 HOMES = {

@@ -6,7 +6,6 @@ where they are there, the last tests run the real thing.
 """
 
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -15,12 +14,11 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise, product
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import tiny_policy
 import yaml
+from launch_stand_in import Call, evaluate, recorded
 
 from otpr_policy import bringup
 
@@ -29,53 +27,10 @@ NO_LAUNCH_ROS = "launch_ros is not on PyPI; this runs on a machine that has ROS 
 ROS2 = shutil.which("ros2", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
-class Call:
-    """A recorded call of something in ``launch``: its arguments; what was called is the class."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.args, self.kwargs = args, kwargs
-
-    @property
-    def name(self) -> str:
-        """What was called."""
-        return type(self).__name__
-
-
-class StandIn(ModuleType):
-    """A module that has every class one asks for, each of which records its call."""
-
-    def __getattr__(self, name: str) -> type[Call]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (Call,), {})
-
-
 @pytest.fixture
 def actions(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """What the launch file makes, recorded."""
-    modules = ["launch", *(f"launch.{name}" for name in ("action", "actions", "condition", "conditions", "substitutions"))]
-    for name in [*modules, "launch_ros", "launch_ros.actions", "launch_ros.parameter_descriptions"]:
-        monkeypatch.setitem(sys.modules, name, StandIn(name))
-    description = runpy.run_path(str(LAUNCH_FILE))["generate_launch_description"]()
-    assert description.name == "LaunchDescription"
-    return list(description.args[0])
-
-
-def evaluate(value: Any, arguments: dict[str, str]) -> Any:
-    """What a recorded substitution or condition stands for, with these launch arguments."""
-    if not isinstance(value, Call):
-        return value
-    inner = [evaluate(argument, arguments) for argument in value.args]
-    match value.name:
-        case "LaunchConfiguration":
-            return arguments[inner[0]]
-        case "ParameterValue":
-            return inner[0] == "true" if value.kwargs["value_type"] is bool else value.kwargs["value_type"](inner[0])
-        case "NotEqualsSubstitution":
-            return inner[0] != inner[1]
-        case "IfCondition":
-            return inner[0]
-    raise AssertionError(f"the launch file uses {value.name}, which this test does not know")
+    return recorded(LAUNCH_FILE, monkeypatch)
 
 
 def test_the_launch_file_declares_the_arguments_of_the_table(actions: list[Call]) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,11 +15,14 @@ from tqdm import tqdm
 
 from otpr_operator.trials import plan as plans
 from otpr_operator.trials import report
-from otpr_operator.trials.journal import Journal, Judgement
+from otpr_operator.trials.console import Console
+from otpr_operator.trials.journal import Journal, Judgement, Verdict
 from otpr_operator.trials.plan import Judge, Study
+from otpr_operator.trials.process import ARGUMENTS
 from otpr_operator.trials.results import gather, to_json
 from otpr_operator.trials.schedule import Trial, schedule
 from otpr_operator.trials.session import Nobody, Operator, carry_out, open_trials
+from otpr_operator.trials.terminal import TerminalLines
 from otpr_policy import __version__, bringup
 from otpr_policy.cli import Command
 from otpr_policy.errors import PlanError
@@ -28,6 +33,8 @@ from otpr_policy.machine import machine
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("plan", type=Path, metavar="PLAN", help="plan of the trials (YAML), see docs/trials.md")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the trials; goes on with what is there")
+    answers = next(argument for argument in ARGUMENTS if argument.name == "answers")
+    parser.add_argument("--answers", choices=answers.choices, default="terminal", help=answers.description)
     parser.add_argument("--report-only", action="store_true", help="run nothing; write the report, once all trials are done")
     parser.add_argument("--unblind", action="store_true", help="with --report-only: write it before all trials are done")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
@@ -40,7 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
         plans.settle(study, arguments.out)
         journal = Journal(arguments.out)
         again = f"otpr trial {shlex.quote(str(arguments.plan))} --out {shlex.quote(str(arguments.out))}"
-        if not arguments.report_only and not _carry_out(study, trials, journal, arguments.out, again):
+        if not arguments.report_only and not _carry_out(study, trials, journal, arguments, again):
             return 130
         left = len(open_trials(trials, journal))
         if left and not arguments.unblind:
@@ -57,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _carry_out(study: Study, trials: tuple[Trial, ...], journal: Journal, out: Path, again: str) -> bool:
+def _carry_out(study: Study, trials: tuple[Trial, ...], journal: Journal, arguments: argparse.Namespace, again: str) -> bool:
     """Runs what is open. Returns False, having said how to go on, when it was paused or interrupted."""
     waiting = open_trials(trials, journal)
     if not waiting:
@@ -69,10 +76,10 @@ def _carry_out(study: Study, trials: tuple[Trial, ...], journal: Journal, out: P
     from otpr_operator.ros.trial_robot import ProcessRobot  # rclpy reads the domain when it is first used
 
     journal.note(_now(), "session", otpr_version=__version__, machine=machine())
-    robot = ProcessRobot(study, out, environment)
+    robot = ProcessRobot(study, arguments.out, environment)
     try:
-        with tqdm(total=len(trials), initial=len(trials) - len(waiting), desc=study.name, unit="trial", file=sys.stderr) as bar:
-            finished = carry_out(study, trials, journal, robot, _operator(study, bar), _now)
+        with _operator(study, len(trials), len(waiting), arguments.answers) as operator:
+            finished = carry_out(study, trials, journal, robot, operator, _now)
     except KeyboardInterrupt:
         finished = False
     if not finished:
@@ -80,16 +87,25 @@ def _carry_out(study: Study, trials: tuple[Trial, ...], journal: Journal, out: P
     return finished
 
 
-def _operator(study: Study, bar: "tqdm[None]") -> Operator:
-    assert study.judge is Judge.TWIN
-    return Nobody(lambda _trial, _judgement: _step(bar, _judgement))
+@contextmanager
+def _operator(study: Study, trials: int, waiting: int, answers: str) -> Iterator[Operator]:
+    if study.judge is Judge.TWIN:
+        with tqdm(total=trials, initial=trials - waiting, desc=study.name, unit="trial", file=sys.stderr) as bar:
 
+            def told(trial: Trial, judgement: Judgement) -> None:
+                if judgement.verdict is Verdict.INVALID:
+                    bar.write(f"trial {trial.number} is repeated: {judgement.reason}", file=sys.stderr)
+                else:
+                    bar.update()
 
-def _step(bar: "tqdm[None]", judgement: Judgement) -> None:
-    if judgement.verdict.value == "invalid":
-        bar.write(f"a trial is repeated: {judgement.reason}", file=sys.stderr)
+            yield Nobody(told)
+    elif answers == "topic":
+        from otpr_operator.ros.trial_topics import topics
+
+        with topics() as node:
+            yield Console(node.answer, node.ask)
     else:
-        bar.update()
+        yield Console(TerminalLines(sys.stdin.fileno()), lambda text: print(text, file=sys.stderr, flush=True))
 
 
 def _now() -> str:
