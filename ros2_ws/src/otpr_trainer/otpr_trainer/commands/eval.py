@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from otpr_policy.cli import Command
 from otpr_policy.errors import OutputError, RunError, TaskError
 from otpr_sim import registry
+from otpr_sim.workers import default_workers
 from otpr_trainer.evaluate import DEFAULT_SEED, EvaluationResult, evaluate
 from otpr_trainer.sources import CANDIDATES_HELP, PolicySource, WeightsSource, load_artifact
-from otpr_trainer.workers import default_workers
 
 if TYPE_CHECKING:
     from otpr_trainer.record import Recording
