@@ -40,9 +40,10 @@ def test_the_launch_file_declares_the_arguments_of_the_table(actions: list[Call]
     ] == [(argument.name, argument.default, argument.description, argument.choices or None) for argument in bringup.ARGUMENTS]
 
 
-@pytest.mark.parametrize(("sim", "record", "use_sim_time"), list(product(["true", "false"], ["", "episodes"], ["true", "false"])))
-def test_launch_file_and_command_start_the_same_processes(actions: list[Call], sim: str, record: str, use_sim_time: str) -> None:
-    given = {"policy": "a policy.onnx", "robot": "007", "sim": sim, "record": record, "use_sim_time": use_sim_time, "log_level": "warn"}
+@pytest.mark.parametrize(("sim", "record", "flag"), list(product(["true", "false"], ["", "episodes"], ["true", "false"])))
+def test_launch_file_and_command_start_the_same_processes(actions: list[Call], sim: str, record: str, flag: str) -> None:
+    given = {"policy": "a policy.onnx", "robot": "007", "sim": sim, "record": record, "log_level": "warn"}
+    given |= {"use_sim_time": flag, "view": flag}
     by_launch = []
     for node in (action for action in actions if action.name == "Node"):
         if node.kwargs["condition"] is None or evaluate(node.kwargs["condition"], given):

@@ -4,6 +4,7 @@
 from collections import deque
 from enum import IntEnum
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from otpr_policy.rotation import matrix_to_columns, matrix_to_quaternion, quater
 from otpr_policy.spec import Array
 from otpr_sim.env import Pose, RobotEnv
 from otpr_sim.shift import Shift, ShiftableEnv
+
+if TYPE_CHECKING:
+    from otpr_sim.live_view import LiveView
 
 WAITING_SIZE = 9  # of a command that waits: due substep, position, quaternion, finger position
 
@@ -227,6 +231,10 @@ class ShiftedEnv(RobotEnv):
     def render(self, width: int, height: int) -> NDArray[np.uint8]:
         """See TaskEnv."""
         return self._env.render(width, height)
+
+    def view(self) -> "LiveView":
+        """See RobotEnv; shows what is, not what is measured."""
+        return self._env.view()
 
     def close(self) -> None:
         """See TaskEnv."""

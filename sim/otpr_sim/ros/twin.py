@@ -63,6 +63,7 @@ class TwinParameters:
     pacing: str = parameter("real_time", "what makes time pass: 'real_time' or 'lockstep' (one control period per pair of commands)")
     preset: str = parameter("nominal", "distribution shift to play it under, see 'otpr tasks'")
     seed: int = parameter(0, "episode i starts from the state that evaluation with this seed starts its episode i from")
+    view: bool = parameter(False, "show the simulation in a window on this desktop")
     trace: str = parameter("", "directory for each episode's states as .npz; none by default")
 
 
@@ -81,6 +82,7 @@ class TwinNode(Node):
         self._simulated_stamps = self._pacing is Pacing.LOCKSTEP or self.get_parameter("use_sim_time").value
         self._preset = parameters.preset
         self._env = make_robot(parameters.task or contract.twin.task, shift_preset(parameters.preset))
+        self._view = self._env.view() if parameters.view else None
         trace = Path(parameters.trace) if parameters.trace else None
         if trace is not None:
             make_directory(trace)
@@ -107,6 +109,8 @@ class TwinNode(Node):
             self._closed = True
             self._command_arrived.notify()
         self._thread.join()
+        if self._view is not None:
+            self._view.close()
         self._core.finish_episode()
         self._env.close()
 
@@ -183,6 +187,8 @@ class TwinNode(Node):
         while len(self._sent_s) > 2 * STATE_RATE_HZ:
             del self._sent_s[next(iter(self._sent_s))]
         self._states.publish(stamp_ns)
+        if self._view is not None:
+            self._view.sync()
         if self._published != (self._core.episode, self._core.succeeded):
             self._published = (self._core.episode, self._core.succeeded)
             self._episode_publisher.publish(Int32(data=self._core.episode))

@@ -78,6 +78,7 @@ ARGUMENTS = (
     Argument("policy", "path of the policy artifact (.onnx)"),
     Argument("robot", "name of a robot contract in share/otpr/config/robots, or path of one (.yaml)", "panda_twin"),
     Argument("sim", "start the simulated twin of the robot", "true", _BOOL),
+    Argument("view", "open the simulator's viewer on this desktop", "false", _BOOL),
     Argument("record", "directory to record episodes into; empty: record nothing", ""),
     Argument("use_sim_time", "take time from /clock instead of this machine's clock", "false", _BOOL),
     Argument("log_level", "least severe messages to log", "info", ("debug", "info", "warn", "error", "fatal")),
@@ -93,7 +94,7 @@ NODES = (
     NodeRow(
         "twin",
         "otpr_sim.ros.twin",
-        {"robot": FromArgument("robot"), "use_sim_time": _USE_SIM_TIME},
+        {"robot": FromArgument("robot"), "view": FromArgument("view", Kind.BOOL), "use_sim_time": _USE_SIM_TIME},
         Unless("sim", "false"),
     ),
     NodeRow(
