@@ -40,9 +40,9 @@ def draw(findings: Findings, target: Path, title: str) -> None:
 
 
 def _ranking(axis: Any, findings: Findings) -> None:
-    for place, sweep in enumerate(findings.sweeps):
+    reaches = [sweep.farthest if sweep.breaks_at is None else abs(sweep.breaks_at.gap) for sweep in findings.sweeps]
+    for place, (sweep, reach) in enumerate(zip(findings.sweeps, reaches, strict=True)):
         at = sweep.breaks_at
-        reach = sweep.farthest if at is None else abs(at.gap)
         axis.barh(place, reach, color=_HOLDS if at is None else _HURTS, alpha=0.75, height=0.6)
         text = f"  no loss found up to {reach:.1f}" if at is None else f"  {at.success.rate:.2f} at {sweep.factor.show(at.value)}"
         axis.text(reach, place, text, va="center")
@@ -50,8 +50,7 @@ def _ranking(axis: Any, findings: Findings) -> None:
     axis.set_yticks(range(len(findings.sweeps)))
     axis.set_yticklabels([sweep.factor.label for sweep in findings.sweeps])
     axis.set_ylim(len(findings.sweeps) - 0.5, -0.5)
-    longest = max((sweep.farthest for sweep in findings.sweeps), default=1.0)
-    axis.set_xlim(0, 1.3 * longest)
+    axis.set_xlim(0, 1.35 * max(reaches, default=1.0))
     axis.set_xlabel("multiples of a typical gap (dotted: 1)")
     axis.set_title("Where success is first lower than at nominal: what hurts first is on top")
 
@@ -79,7 +78,7 @@ def _sweep(axis: Any, sweep: Sweep, findings: Findings) -> None:
         axis.set_xscale("log", base=2)
         axis.set_xticks(values, [f"{value:g}" for value in values])
         axis.minorticks_off()
-    axis.set(ylim=(-0.03, 1.03), title=factor.label, xlabel=factor.unit.replace("x", "factor") if factor.unit == "x" else factor.unit)
+    axis.set(ylim=(-0.03, 1.03), title=factor.label, xlabel="factor" if factor.unit == "x" else factor.unit)
     axis.grid(alpha=0.3)
     if sweep is findings.sweeps[0]:
         axis.legend(loc="lower left", fontsize=8)

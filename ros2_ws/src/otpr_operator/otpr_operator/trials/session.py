@@ -59,11 +59,13 @@ class Nobody:
         return False
 
     def verdict(self, trial: Trial, run: Run) -> Judgement:
-        """Success is what the twin saw; a run that a fault ended says nothing about the policy."""
+        """Success is what the twin saw; a run that a fault or a person ended says nothing about the policy."""
         if run.ended is Ended.SUCCESS_SEEN:
             return Judgement(Verdict.SUCCESS)
         if run.ended is Ended.FAULT:
             return Judgement(Verdict.INVALID, run.detail)
+        if run.ended is Ended.OPERATOR:
+            return Judgement(Verdict.INVALID, "somebody disengaged the policy")
         return Judgement(Verdict.FAILURE, run.detail or run.ended.value.replace("_", " "))
 
     def told(self, trial: Trial, judgement: Judgement) -> None:
@@ -143,6 +145,7 @@ def _run(study: Study, trial: Trial, number: int, journal: Journal, robot: Robot
 
 def _check_not_hopeless(study: Study, trial: Trial, before: list[Attempt]) -> None:
     """A twin that spoils a trial again and again needs a person."""
-    faults = [attempt.run.detail for attempt in before[-MOST_INVALID:] if attempt.run and attempt.run.ended is Ended.FAULT]
+    spoilt = (Ended.FAULT, Ended.OPERATOR)
+    faults = [one.judgement.reason for one in before[-MOST_INVALID:] if one.judgement and one.run and one.run.ended in spoilt]
     if study.judge is Judge.TWIN and len(faults) == MOST_INVALID:
         raise EnvironmentSetupError(f"trial {trial.number} was spoilt {MOST_INVALID} times in a row, the last time by: {faults[-1]}")

@@ -33,7 +33,7 @@ _AFTER_SUCCESS_S = 0.3
 _LOCKSTEP_WALL_LIMIT_S = 300.0
 
 
-SUCCESS, HORIZON, OPERATOR = "success", "horizon", "operator"  # how an episode ends that the policy node did not stop
+SUCCESS, HORIZON, OPERATOR = "success", "horizon", "operator"  # how an episode ends that the policy node did not stop; the last by a person
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,8 @@ class EpisodeRunner:
         self._engage()
         self.engaged = True
         try:
+            # The answer may have come from another node of the name, one that was about to end: the state tells.
+            self._wait_for(lambda: not self._disengaged(), _CALL_TIMEOUT_S, "the policy node to be engaged, as it said it was")
             start_s = self._now_s()
             limit_s = _LOCKSTEP_WALL_LIMIT_S if self._lockstep else self._horizon_s + _CALL_TIMEOUT_S
             endings: list[str] = []
@@ -162,7 +164,12 @@ class EpisodeRunner:
             return SUCCESS
         if self._policy_state.startswith(State.STOPPED.value):
             return self._policy_state
+        if self._disengaged():
+            return OPERATOR
         return HORIZON if self._now_s() - start_s >= self._horizon_s else None
+
+    def _disengaged(self) -> bool:
+        return not self._policy_state or self._policy_state.startswith(State.READY.value)
 
     def _now_s(self) -> float:
         return self._simulated_s if self._lockstep else time.monotonic()
