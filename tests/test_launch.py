@@ -6,7 +6,6 @@ where they are there, the last tests run the real thing.
 """
 
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -15,12 +14,11 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise, product
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import tiny_policy
 import yaml
+from launch_stand_in import Call, evaluate, recorded
 
 from otpr_policy import bringup
 
@@ -31,72 +29,25 @@ NO_LAUNCH_ROS = "launch_ros is not on PyPI; this runs on a machine that has ROS 
 ROS2 = shutil.which("ros2", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
-class Call:
-    """A recorded call of something in ``launch``: its arguments; what was called is the class."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.args, self.kwargs = args, kwargs
-
-    @property
-    def name(self) -> str:
-        """What was called."""
-        return type(self).__name__
-
-
-class StandIn(ModuleType):
-    """A module that has every class one asks for, each of which records its call."""
-
-    def __getattr__(self, name: str) -> type[Call]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (Call,), {})
-
-
 @pytest.fixture
 def actions(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
-    """What the bring-up's launch file makes, recorded."""
-    return recorded(monkeypatch, LAUNCH_FILE)
-
-
-def recorded(monkeypatch: pytest.MonkeyPatch, launch_file: Path) -> list[Call]:
-    """What a launch file makes."""
-    modules = ["launch", *(f"launch.{name}" for name in ("action", "actions", "condition", "conditions", "substitutions"))]
-    for name in [*modules, "launch_ros", "launch_ros.actions", "launch_ros.parameter_descriptions"]:
-        monkeypatch.setitem(sys.modules, name, StandIn(name))
-    description = runpy.run_path(str(launch_file))["generate_launch_description"]()
-    assert description.name == "LaunchDescription"
-    return list(description.args[0])
-
-
-def evaluate(value: Any, arguments: dict[str, str]) -> Any:
-    """What a recorded substitution or condition stands for, with these launch arguments."""
-    if not isinstance(value, Call):
-        return value
-    inner = [evaluate(argument, arguments) for argument in value.args]
-    match value.name:
-        case "LaunchConfiguration":
-            return arguments[inner[0]]
-        case "ParameterValue":
-            return inner[0] == "true" if value.kwargs["value_type"] is bool else value.kwargs["value_type"](inner[0])
-        case "NotEqualsSubstitution":
-            return inner[0] != inner[1]
-        case "IfCondition":
-            return inner[0]
-    raise AssertionError(f"the launch file uses {value.name}, which this test does not know")
+    """What the launch file makes, recorded."""
+    return recorded(LAUNCH_FILE, monkeypatch)
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_launch_file_declares_the_arguments_of_its_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    actions = recorded(monkeypatch, LAUNCH / name)
+    actions = recorded(LAUNCH / name, monkeypatch)
     declared = [action for action in actions if action.name == "DeclareLaunchArgument"]
     assert [
         (*action.args, action.kwargs["default_value"], action.kwargs["description"], action.kwargs["choices"]) for action in declared
     ] == [(argument.name, argument.default, argument.description, argument.choices or None) for argument in TABLES[name].arguments]
 
 
-@pytest.mark.parametrize(("sim", "record", "use_sim_time"), list(product(["true", "false"], ["", "episodes"], ["true", "false"])))
-def test_launch_file_and_command_start_the_same_processes(actions: list[Call], sim: str, record: str, use_sim_time: str) -> None:
-    given = {"policy": "a policy.onnx", "robot": "007", "sim": sim, "record": record, "use_sim_time": use_sim_time, "log_level": "warn"}
+@pytest.mark.parametrize(("sim", "record", "flag"), list(product(["true", "false"], ["", "episodes"], ["true", "false"])))
+def test_launch_file_and_command_start_the_same_processes(actions: list[Call], sim: str, record: str, flag: str) -> None:
+    given = {"policy": "a policy.onnx", "robot": "007", "sim": sim, "record": record, "log_level": "warn"}
+    given |= {"use_sim_time": flag, "view": flag}
     assert_alike(actions, given, bringup.BRINGUP)
 
 
@@ -115,9 +66,10 @@ def test_teleop_by_launch_and_by_command_starts_the_same_processes(
         "sim": "true",
         "record": record,
         "use_sim_time": "false",
+        "view": "false",
         "log_level": "warn",
     }
-    assert_alike(recorded(monkeypatch, LAUNCH / "teleop.launch.py"), given, bringup.TELEOP)
+    assert_alike(recorded(LAUNCH / "teleop.launch.py", monkeypatch), given, bringup.TELEOP)
     started = [process.name for process in bringup.processes(given, table=bringup.TELEOP)]
     expected = {"policy_node": True, "shadow_node": bool(shadow), "twin": True, "recorder": bool(record), "teleop": device != "none"}
     assert started == [name for name, is_started in expected.items() if is_started]

@@ -105,6 +105,7 @@ def test_wheels_bring_launch_files_contracts_and_markers(prefix: Path) -> None:
     assert ROBOTS
     assert sorted(path.name for path in (prefix / "share/otpr/launch").glob("*.py")) == LAUNCH_FILES
     assert sorted(path.name for path in (prefix / "share/otpr/config/robots").iterdir()) == ROBOTS
+    assert sorted(path.name for path in (prefix / "share/otpr/config/foxglove").iterdir()) == ["otpr.json"]
     for package in FOLDERS:
         assert (prefix / "share/ament_index/resource_index/packages" / package).is_file(), package
         assert (prefix / "share" / package / "package.xml").is_file(), package

@@ -20,6 +20,7 @@ from otpr_policy.errors import SpecError
 from otpr_policy.rotation import matrix_to_columns, matrix_to_quaternion, quaternion_to_matrix
 from otpr_policy.spec import Array
 from otpr_sim.env import Pose, Stepping, TaskSpec
+from otpr_sim.live_view import LiveView
 from otpr_sim.scene import Scene
 from otpr_sim.shift import ShiftableEnv
 from otpr_sim.stepping import PHYSICS, make_stepper
@@ -287,6 +288,10 @@ class RobosuiteEnv(ShiftableEnv):
         if self._renderer is None:
             self._renderer = SceneRenderer(self._model)
         return self._renderer.render(self._data, width, height)
+
+    def view(self) -> LiveView:
+        """See RobotEnv."""
+        return LiveView(self._model, self._data)
 
     def close(self) -> None:
         """See TaskEnv."""

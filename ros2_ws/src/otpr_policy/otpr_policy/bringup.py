@@ -6,6 +6,7 @@ for machines without ``launch_ros``. Neither knows a node by name.
 """
 
 import json
+import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,6 +87,7 @@ ARGUMENTS = (
     Argument("policy", "path of the policy artifact (.onnx)"),
     Argument("robot", "name of a robot contract in share/otpr/config/robots, or path of one (.yaml)", "panda_twin"),
     Argument("sim", "start the simulated twin of the robot", "true", _BOOL),
+    Argument("view", "open the simulator's viewer on this desktop", "false", _BOOL),
     Argument("record", "directory to record episodes into; empty: record nothing", ""),
     Argument("use_sim_time", "take time from /clock instead of this machine's clock", "false", _BOOL),
     Argument("log_level", "least severe messages to log", "info", ("debug", "info", "warn", "error", "fatal")),
@@ -101,7 +103,7 @@ NODES = (
     NodeRow(
         "twin",
         "otpr_sim.ros.twin",
-        {"robot": FromArgument("robot"), "use_sim_time": _USE_SIM_TIME},
+        {"robot": FromArgument("robot"), "view": FromArgument("view", Kind.BOOL), "use_sim_time": _USE_SIM_TIME},
         Unless("sim", "false"),
     ),
     NodeRow(
@@ -136,7 +138,7 @@ TELEOP = Table(
             "device", "what the operator holds; none: 'otpr teleop --attach' in a terminal", "none", ("none", "gamepad", "spacemouse")
         ),
         Argument("joy_map", "map of the gamepad (.yaml); empty: an Xbox gamepad's", ""),
-        *(_ARGUMENT[name] for name in ("robot", "sim", "record", "use_sim_time", "log_level")),
+        *(_ARGUMENT[name] for name in ("robot", "sim", "view", "record", "use_sim_time", "log_level")),
     ),
     (
         NodeRow("policy_node", _ROW["policy_node"].module, {**_ROW["policy_node"].parameters, "mode": FromArgument("mode")}),
@@ -169,6 +171,8 @@ TELEOP = Table(
     ),
     ENVIRONMENT,
 )
+
+POLICY_STATUS, TWIN_STATUS = "/policy_node: policy", "/twin: simulation"  # what the nodes' statuses in /diagnostics are called
 
 ParameterValue = str | bool | int | float
 
@@ -211,6 +215,14 @@ def environment(arguments: Mapping[str, str], inherited: Mapping[str, str], tabl
     values = complete(arguments, table)
     defaults = {entry.variable: entry.value for entry in table.environment if entry.condition is None or entry.condition.holds(values)}
     return {**defaults, **inherited}
+
+
+def isolated(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with a ROS domain of its own, unless the user chose one.
+
+    What runs unattended in simulation must not meet a robot, or its like, on this machine.
+    """
+    return {"ROS_DOMAIN_ID": str(1 + secrets.randbelow(100)), **environment}
 
 
 def complete(arguments: Mapping[str, str], table: Table = BRINGUP) -> dict[str, str]:

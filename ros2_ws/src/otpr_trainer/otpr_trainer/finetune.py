@@ -21,6 +21,7 @@ from torch import Tensor
 from otpr_policy.errors import DemonstrationError, EnvironmentSetupError, RunError
 from otpr_policy.success import SuccessRate
 from otpr_sim import registry
+from otpr_sim.rollout import check_fit
 from otpr_sim.shift import preset as shift_preset
 from otpr_sim.vector import VectorEnv
 from otpr_trainer import learner
@@ -31,7 +32,7 @@ from otpr_trainer.data.replay import Replay, Trajectory, of_corrections, of_demo
 from otpr_trainer.interaction import Account, Actor, Played, play
 from otpr_trainer.learner import Setup, retry_seed
 from otpr_trainer.policy import DiffusionPolicy
-from otpr_trainer.rollout import SEED_LIMIT, check_fit
+from otpr_trainer.rollout import SEED_LIMIT
 from otpr_trainer.run import SEEN
 from otpr_trainer.sampler import ChunkSampler
 

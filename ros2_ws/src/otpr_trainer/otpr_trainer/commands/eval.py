@@ -14,9 +14,9 @@ from otpr_policy.errors import OutputError, RunError, TaskError
 from otpr_policy.spec import PolicySpec
 from otpr_policy.timeline import lanes_needed
 from otpr_sim import registry
+from otpr_sim.workers import default_workers
 from otpr_trainer.evaluate import DEFAULT_SEED, EvaluationResult, evaluate
 from otpr_trainer.sources import CANDIDATES_HELP, PolicySource, WeightsSource, load_artifact
-from otpr_trainer.workers import default_workers
 
 if TYPE_CHECKING:
     from otpr_trainer.record import Recording

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from otpr_policy.cli import Command
 from otpr_policy.success import SuccessRate
+from otpr_sim.workers import default_workers
 from otpr_trainer.evaluate import DEFAULT_SEED
 from otpr_trainer.sources import CANDIDATES_HELP
-from otpr_trainer.workers import default_workers
 
 DEFAULT_STEPS = 5  # of DDIM: as successful as all 20 steps of DDPM on Lift, in a quarter of the time
 DEFAULT_SAMPLER = "ddim"  # of a diffusion

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from otpr_policy import __version__
 from otpr_policy.cli import Command
 from otpr_policy.errors import DemonstrationError, RunError
-from otpr_trainer.workers import default_workers
+from otpr_sim.workers import default_workers
 
 if TYPE_CHECKING:
     from otpr_trainer.data.demonstrations import Demonstrations

@@ -6,14 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from otpr_policy import __version__
+from otpr_policy.document import Block, Heading, Lines, Picture, Table, Text, html, markdown
 from otpr_policy.errors import EnvironmentSetupError
 from otpr_policy.files import write_text
+from otpr_policy.machine import machine
 from otpr_trainer.compare import bars, curves
-from otpr_trainer.compare.document import Block, Heading, Lines, Picture, Table, Text, html, markdown
 from otpr_trainer.compare.jobs import Job
 from otpr_trainer.compare.overall import Overall, overall
 from otpr_trainer.compare.plan import Plan, shipped
-from otpr_trainer.compare.records import Records, machine
+from otpr_trainer.compare.records import Records
 from otpr_trainer.compare.results import Results, Row, by_table, gather, to_json
 from otpr_trainer.compare.statistics import Estimate
 from otpr_trainer.run import utc_now

@@ -21,9 +21,9 @@ from otpr_sim import registry
 from otpr_sim.env import TaskEnv, episode_seed
 from otpr_sim.experts import Expert, expert
 from otpr_sim.shift import preset as shift_preset
+from otpr_sim.workers import ordered_map
 from otpr_trainer.data.demonstrations import Episode, Header, episode_path, remove_set
 from otpr_trainer.rollout import SEED_LIMIT
-from otpr_trainer.workers import ordered_map
 
 SEED_OFFSET = SEED_LIMIT
 """Added to a collection's seed, which no evaluation's can then equal: none starts where a demonstration did."""
