@@ -18,7 +18,7 @@ from otpr_trainer.data.replay import Origin
 from otpr_trainer.finetune import FIRST_EPISODE, SEED_OFFSET, due
 from otpr_trainer.interaction import play
 
-ALGORITHMS = ["otpr", "idql", "filtered_bc", "drwr", "dawr", "dql", "qsm", "dipo", "qvpo"]
+ALGORITHMS = ["otpr", "idql", "filtered_bc", "drwr", "dawr", "dql", "qsm", "dipo", "ddiffpg", "qvpo"]
 ALGORITHMS += ["rlpd", "residual", "dsrl"]
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 every_player = pytest.mark.parametrize("name", [*ALGORITHMS, "ars"])  # those without replay, too
@@ -197,7 +197,8 @@ def test_after_a_roll_back_batches_are_others_and_episodes_the_same(make, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [("filtered_bc", "otpr"), ("idql", "otpr"), ("otpr", "idql"), ("drwr", "dawr"), ("dql", "dipo"), ("rlpd", "dsrl")]
+    ("theirs", "ours"),
+    [("filtered_bc", "otpr"), ("idql", "otpr"), ("otpr", "idql"), ("drwr", "dawr"), ("dql", "dipo"), ("dipo", "ddiffpg"), ("rlpd", "dsrl")],
 )
 def test_a_checkpoint_of_another_algorithm_is_refused(make, theirs, ours):
     other = make(theirs)
@@ -242,6 +243,16 @@ OWN = {
     "dql": {**TD, "eta": (-1.0, np.nan, np.inf)},
     "qsm": {**TD, "alpha": (0.0, -1.0, np.nan, np.inf)},
     "dipo": {**TD, "action_steps": (-1,), "action_learning_rate": (0.0, np.nan, np.inf)},
+    "ddiffpg": {
+        **VALUES,
+        "target_rate": (0.0, 1.5),
+        "action_steps": (-1,),
+        "action_learning_rate": (0.0, np.nan, np.inf),
+        "novelty": (-0.1, np.nan, np.inf),
+        "cluster_every": (0,),
+        "max_modes": (0,),
+        "memory": (0,),
+    },
     "qvpo": {
         **TD,
         "states": (0,),
@@ -318,7 +329,7 @@ def test_nothing_to_learn_with_is_no_mistake(make, name):
     before = snapshot(learner)[0]
     metrics = numbers(learner.update())
     after = snapshot(learner)[0]
-    weights = [key for key in before if not key.startswith(("replay.", "generator", "improved"))]
+    weights = [key for key in before if not key.startswith(("replay.", "generator", "improved", "mode"))]
     assert len(weights) > 10 and all(torch.equal(before[key], after[key]) for key in weights)
     assert metrics["policy/loss"] == 0.0 and learner.step > 0
 

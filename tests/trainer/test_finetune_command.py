@@ -23,7 +23,8 @@ from otpr_trainer.commands import train
 from otpr_trainer.finetune import Rounds
 
 COMMANDS = {"otpr": train.OTPR, "idql": train.IDQL, "filtered_bc": train.FILTERED_BC, "dawr": train.DAWR, "dipo": train.DIPO}
-NO_CRITIC = ("filtered_bc", "dawr")  # of chunks, to choose with
+COMMANDS |= {"ddiffpg": train.DDIFFPG}
+NO_CRITIC = ("filtered_bc", "dawr", "ddiffpg")  # of chunks, to choose with
 ALIKE = {"drwr": train.DRWR, "dql": train.DQL, "qsm": train.QSM, "qvpo": train.QVPO}  # one of the above in all that is tested here
 ACTORS = {"dsrl": train.DSRL, "residual": train.RESIDUAL, "rlpd": train.RLPD}  # learn a Gaussian
 COMMANDS |= ACTORS | {"ars": train.ARS}

@@ -18,6 +18,8 @@ INITIAL_LOGIT = -4.0
 """Values start at 0.02. From the usual 0.5 they take thousands of steps to sink in states that lead nowhere, because these bootstrap from
 one another at gamma^k a step; until then failures look better than progress, and whoever acts by the critic walks into them."""
 
+ASCENT_EPSILON = 1e-5  # Adam's, of chunks that climb, as in the code of DIPO and DDiffPG; a gradient far below it moves nothing
+
 
 class ChunkCritic:
     """E critics of the executed part of a chunk, their targets, and one optimiser.
@@ -67,6 +69,16 @@ class ChunkCritic:
         chunk = chunk.detach().requires_grad_()
         value = pessimistic_value(self.chunk_values(condition, chunk), pessimism)
         return torch.autograd.grad(value.sum(), chunk)[0]
+
+    def ascended(self, condition: Tensor, chunk: Tensor, steps: int, learning_rate: float) -> Tensor:
+        """Chunks (B, L, Da) some steps of Adam up the pessimistic Q, within [-1, 1] (DIPO, DDiffPG). Shapes as in :meth:`chunk_values`."""
+        action = chunk.clone()
+        optimizer = torch.optim.Adam([action], learning_rate, eps=ASCENT_EPSILON)
+        for _ in range(steps):
+            action.grad = -self.action_gradient(condition, action, self.pessimism)
+            optimizer.step()
+            action.clamp_(-1.0, 1.0)
+        return action
 
     def lower_bound(self, values: Tensor) -> Tensor:
         """What selection at run time reads off an ensemble: (E, ...) to (...)."""

@@ -213,6 +213,7 @@ DAWR = command("otpr_trainer.algorithms.dawr", "Fine-tune by cloning weighted by
 DQL = command("otpr_trainer.algorithms.dql", "Fine-tune by cloning and the gradient of Q through the chain (Diffusion-QL).")
 QSM = command("otpr_trainer.algorithms.qsm", "Fine-tune by matching the policy's score to the gradient of Q (QSM).")
 DIPO = command("otpr_trainer.algorithms.dipo", "Fine-tune by cloning chunks that climb Q in replay (DIPO).")
+DDIFFPG = command("otpr_trainer.algorithms.ddiffpg", "Fine-tune by cloning chunks that climb the Q of their mode (DDiffPG).")
 QVPO = command("otpr_trainer.algorithms.qvpo", "Fine-tune by cloning the policy's best samples, weighted by Q (QVPO).")
 DPPO = command("otpr_trainer.algorithms.dppo", "Fine-tune by policy gradients through the denoising chain (DPPO).")
 ARS = command("otpr_trainer.algorithms.ars", "Fine-tune by random search on the policy's parameters (ARS).")
