@@ -73,7 +73,9 @@ MISTAKES = {
         ("algorithm: idql,", "idql fine-tunes a policy; a start starts from nothing"),
     ],
     "width: 16": [("width: 16.5", "setting width must be a int, got 16.5"), ("with: 16", "unknown setting 'with'; known: .*width")],
-    "algorithm: filtered_bc}": [("algorithm: bc}", "bc starts from nothing; a method fine-tunes")],
+    "algorithm: filtered_bc}": [
+        ("algorithm: bc, settings: {steps: 9}}", "method filtered_bc: unknown setting 'steps'; known: .*iterations")
+    ],
     "name: filtered_bc": [("name: otpr", "'otpr' cannot be a name; each must be different"), ("name: demos", "not demos or bc")],
     "pool: near": [
         ("pool: nar", "method otpr: .*nar.*all.*near.*own|method otpr: .*own.*near.*all"),
@@ -144,6 +146,18 @@ def test_policies_with_a_chain_of_their_own_are_judged_with_that(tmp_path, monke
     flags = "--sampler ddim --steps 5 --eta 1"
     assert flags not in by_name["lift/filtered_bc/0/evaluate-nominal-1"] and flags in by_name["lift/bc/0/evaluate-nominal-1"]
     assert by_name["lift/filtered_bc/0/evaluate-nominal-1"].endswith("--preset nominal --candidates 1 --workers 1 --json")
+
+
+def test_what_is_cloned_has_the_demonstrations_alone_and_its_own_sampler(tmp_path):
+    """It does not wait for the start policy, and neither start nor budget are its."""
+    found = jobs(load(tmp_path, PLAN.replace("algorithm: filtered_bc", "algorithm: bridger, settings: {form: power3}")))
+    trained, judged = (next(job for job in found if job.name == f"lift/filtered_bc/0/{end}") for end in ("train", "evaluate-hard-1"))
+    assert " ".join(trained.words) == (
+        "train bridger --task lift --demos DIR/lift/demos/0 --out DIR/lift/filtered_bc/0 --seed 0 --form power3 --workers 1 --json"
+    )
+    assert trained.needs == ("lift/demos/0/collect",) and trained.budget == 0
+    assert " --sampler bridge --steps 5 --eta 1 " in " ".join(judged.words)
+    assert all(" --sampler ddim " in " ".join(job.words) for job in found if job.kind is Kind.EVALUATE and job.method != "filtered_bc")
 
 
 def test_a_command_that_goes_on_repeats_no_start(tmp_path):

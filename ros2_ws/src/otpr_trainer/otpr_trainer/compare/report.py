@@ -83,8 +83,9 @@ def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pic
             f"Python {here['python']}, one thread per job. {len(jobs) - len(results.missing)} of {len(jobs)} jobs are done."
         ),
         Text(
-            f"Budget {plan.budget} environment steps per method and seed. Evaluation: {plan.evaluation.episodes} episodes with seed "
-            f"{plan.evaluation.seed}, the same scenes for all; DDIM, {plan.evaluation.steps} steps, eta 1."
+            f"Budget {plan.budget} environment steps per seed of each method that fine-tunes. Evaluation: "
+            f"{plan.evaluation.episodes} episodes with seed {plan.evaluation.seed}, the same scenes for all; DDIM, "
+            f"{plan.evaluation.steps} steps, eta 1, or as many of an interpolant; a policy with a chain of its own acts with that."
         ),
     ]
     for task, preset, rows in by_table(results):
