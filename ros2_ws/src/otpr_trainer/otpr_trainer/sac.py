@@ -178,6 +178,7 @@ class SoftActorCritic(ReplayRounds):
         self.policy.load_state_dict(setup.start.state_dict(), strict=False)  # all that both have
         self.policy.eval().requires_grad_(False).gaussian.requires_grad_(True)
         self.policy_config = self.policy.config
+        self.chain = self.policy_config.own_chain or self.actor.reverse
         self.critic = self.make_critic(self.executed_length, setup.seed)
         self.entropy = EntropyActor(
             self.policy.gaussian,
@@ -234,7 +235,7 @@ class SoftActorCritic(ReplayRounds):
 
     def evaluated(self) -> dict[str, Actor]:
         """The Gaussian's mode, as ``otpr eval`` does."""
-        return {"policy": AsEvaluated(TorchPolicy(self.policy, self.policy_config.own_chain or self.actor.reverse))}
+        return {"policy": AsEvaluated(TorchPolicy(self.policy, self.chain))}
 
     # Learning
 

@@ -149,7 +149,7 @@ def _create(arguments: Namespace, algorithm: "Algorithm", plan: _Plan, learner: 
     from otpr_trainer import run as runs
     from otpr_trainer import start
 
-    policy = plan.setup.start
+    policy, chain = plan.setup.start, learner.chain
     config = runs.RunConfig(
         algorithm=algorithm.NAME,
         task=plan.setup.task,
@@ -164,6 +164,7 @@ def _create(arguments: Namespace, algorithm: "Algorithm", plan: _Plan, learner: 
         critic=learner.critic_config,
         init=None if policy is None else str(arguments.init),
         init_sha256=None if policy is None else start.weights_sha256(policy),
+        acting=None if chain is None else {"sampler": chain.sampler, "steps": chain.steps, "eta": chain.eta},
     )
     run = runs.create(arguments.out, config, arguments.overwrite)
     if policy is not None:
