@@ -2,6 +2,7 @@
 """Plans of comparisons: what is shipped is valid, what is wrong is said with what would be valid, and what commands follow."""
 
 import argparse
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -38,7 +39,7 @@ def load(folder, text):
         ("lift5", 5, 30_000),
         ("lift5-100k", 5, 100_000),
         ("can5", 3, 100_000),
-        ("quick", 2, 10_000),
+        ("quick", 1, 6000),
         ("lift2-ablation", 5, 12_000),
         ("lift5-shift", 3, 30_000),
         ("square20", 3, 100_000),
@@ -48,7 +49,28 @@ def load(folder, text):
 def test_a_shipped_plan_is_valid_and_found_by_its_name(name, seeds, budget):
     plan = plans.load(name)
     assert (plan.name, len(plan.seeds), plan.budget) == (name, seeds, budget)
-    assert all(settings["steps"] == budget for method, settings in plans.resolved_settings(plan).items() if method != "bc")
+    tuned = [method.name for method in plan.methods if method.algorithm != "bridger"]
+    assert all(plans.resolved_settings(plan)[method]["steps"] == budget for method in tuned)
+
+
+def test_the_full_plan_repeats_what_the_small_ones_have_found():
+    """Same seeds, scenes, demonstrations, budgets and settings of learning; evaluations beside training are not part of it."""
+    full = {job.name: job for job in jobs(plans.load("full"))}
+    for name in ("lift5", "can5", "square20"):
+        for job in jobs(plans.load(name)):
+            if job.name in full and job.kind is Kind.TRAIN:
+                theirs, ours = (" ".join(words) + " " for words in (job.words, full[job.name].words))
+                assert re.sub(r"--evaluate-\w+ \d+ ", "", ours) == re.sub(r"--evaluate-\w+ \d+ ", "", theirs)
+            elif job.name in full:
+                assert job.words == full[job.name].words
+    assert {job.method for job in full.values()} == {"demos", "bc", "filtered_bc", "idql", "otpr", "dppo", "bridger"}
+    assert {job.preset for job in full.values() if job.kind is Kind.EVALUATE} == {"nominal", "shifted"}
+
+
+def test_quick_has_every_method():
+    replay = {"filtered_bc", "drwr", "dawr", "idql", "dql", "qsm", "dipo", "ddiffpg", "qvpo", "otpr"}
+    others = {"bridger", "dppo", "ars", "rlpd", "residual", "dsrl"}
+    assert {method.algorithm for method in plans.load("quick").methods} == replay | others
 
 
 MISTAKES = {
@@ -66,7 +88,10 @@ MISTAKES = {
         ("seeds: 5", "small.seeds must be a list"),
     ],
     "task: lift": [("task: lit", "unknown task 'lit'; known: can, door, .*lift, square"), ("task: lift, label: ../x", "cannot be a name")],
-    "demos: 2": [("demos: 0", "demos of lift must be at least 1, got 0")],
+    "demos: 2": [
+        ("demos: 0", "demos of lift must be at least 1, got 0"),
+        ("demos: 2, budget: -1", "budget of lift must be at least 0, got -1"),
+    ],
     "hard]": [("hart]", "unknown preset 'hart'; known: hard, nominal, shifted")],
     "algorithm: bc,": [
         ("algorithm: bd,", "unknown algorithm 'bd'; known: .*bc, .*filtered_bc, .*idql, .*otpr"),

@@ -29,12 +29,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # becomes a folder's name
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One task. ``demos``: successful demonstrations per seed. ``label``: what it is called, by default the task's name."""
+    """One task. ``demos``: successful demonstrations per seed. ``label``: what it is called, by default the task's name.
+
+    ``budget``: where the plan's is not meant; 0 where it is.
+    """
 
     task: str
     demos: int
     label: str = ""
     expert: str = ""  # MODULE:NAME, as in `otpr demos collect --expert`; by default the scripted one
+    budget: int = 0
 
     @property
     def name(self) -> str:
@@ -155,6 +159,7 @@ def _check(plan: Plan, where: str) -> None:
     try:
         for task in plan.tasks:
             _at_least(1, f"{where}: demos of {task.name}", task.demos)
+            _at_least(0, f"{where}: budget of {task.name}", task.budget)
             registry.spec(task.task)
         for preset in plan.evaluation.presets:
             shift_preset(preset)
