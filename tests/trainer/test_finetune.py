@@ -381,7 +381,7 @@ def test_the_expectile_of_one_half_is_half_the_squared_error(implicit):
         return torch.linspace(0, 1, len(condition))[:, None]
 
     critic.q.target_values = values
-    critic.value = lambda condition: torch.full((len(condition),), 0.4)
+    critic.v.logit = lambda condition: torch.full((len(condition),), 0.4).logit()
     u = torch.linspace(0, 1, len(batch)) - 0.4
     for critic.expectile in (0.5, 0.8):
         expected = torch.where(u > 0, critic.expectile, 1 - critic.expectile) * u**2
@@ -396,12 +396,12 @@ def test_iqls_target_is_the_reward_at_an_end_and_the_final_states_value_where_it
     assert cut_off.any() and over.any()
     with torch.no_grad():
         q = torch.sigmoid(critic.q.ensemble(condition[batch.state], batch.chunk[:, :2]))
-        y = batch.reward + batch.discount * critic.value(condition[batch.next_state])
+        y = batch.reward + batch.discount * critic.v.value(condition[batch.next_state])
         assert torch.equal(y[over], batch.reward[over])
         assert float(critic.q_loss(batch, condition)) == pytest.approx(float((q - y).square().mean()), rel=1e-4)
-    critic._v_optimizer.zero_grad()
+    critic.v._optimizer.zero_grad()
     critic.q_loss(batch, condition).backward()
-    assert all(parameter.grad is None for parameter in critic.v.parameters())
+    assert all(parameter.grad is None for parameter in critic.v.network.parameters())
 
 
 def test_what_chooses_and_is_exported_is_the_implicit_critics_q(implicit):

@@ -34,15 +34,16 @@ class ChunkCritic:
         ensemble: EnsembleCritic,
         *,
         learning_rate: float,
-        target_rate: float,
+        target_rate: float | None,
         pessimism: float,
         initial_logit: float = INITIAL_LOGIT,
     ) -> None:
+        """``target_rate``: share by which targets follow per gradient step; None for a critic without targets."""
         self.ensemble = ensemble
         with torch.no_grad():
             ensemble.head_bias.fill_(initial_logit)
         self.pessimism = pessimism
-        self._target = copy.deepcopy(ensemble).requires_grad_(False)
+        self._target = None if target_rate is None else copy.deepcopy(ensemble).requires_grad_(False)
         self._target_rate = target_rate
         self._optimizer = torch.optim.AdamW(ensemble.parameters(), learning_rate, weight_decay=1e-4, fused=True)
 
@@ -87,6 +88,7 @@ class ChunkCritic:
     @torch.no_grad()
     def target_values(self, condition: Tensor, chunks: Tensor, generator: torch.Generator) -> Tensor:
         """The smaller of two target critics drawn at random, (B, S) (REDQ, Chen et al. 2021, arXiv 2101.05982)."""
+        assert self._target is not None
         pair = torch.randperm(self.ensemble.heads, generator=generator)[:2]
         return torch.sigmoid(_logits(self._target, condition, chunks, pair)).min(0).values
 
@@ -101,20 +103,23 @@ class ChunkCritic:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.ensemble.parameters() if p.grad is not None])
         self._optimizer.step()
-        with torch.no_grad():  # or autograd would remember every step
-            torch._foreach_lerp_(list(self._target.parameters()), list(self.ensemble.parameters()), self._target_rate)
+        if self._target is not None and self._target_rate is not None:
+            with torch.no_grad():  # or autograd would remember every step
+                torch._foreach_lerp_(list(self._target.parameters()), list(self.ensemble.parameters()), self._target_rate)
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """State by name; the ensemble as ``critic.*``, which is what selection reads."""
         tensors = {f"critic.{name}": tensor for name, tensor in self.ensemble.state_dict().items()}
-        tensors |= {f"target_critic.{name}": tensor for name, tensor in self._target.state_dict().items()}
+        if self._target is not None:
+            tensors |= {f"target_critic.{name}": tensor for name, tensor in self._target.state_dict().items()}
         return tensors | optimizer_state(self._optimizer, "critic_optimizer.")
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of :meth:`tensors`. Raises RuntimeError on another network's."""
         self.ensemble.load_state_dict(select(tensors, "critic."))
-        self._target.load_state_dict(select(tensors, "target_critic."))
+        if self._target is not None:
+            self._target.load_state_dict(select(tensors, "target_critic."))
         restore_optimizer(self._optimizer, tensors, "critic_optimizer.")
 
 

@@ -165,7 +165,7 @@ class Learner(Rounds):
             learning_rate=config.actor_learning_rate,
         )
         self.policy_config, self.chain = self.actor.policy.config, self.actor.reverse
-        self.critic = StateCritic(
+        self.critic = StateCritic.new(
             self.policy_config.condition_size,
             config.critic_width,
             config.critic_depth,
