@@ -51,6 +51,7 @@ setup(
             "train.bc = otpr_trainer.commands.train:BC",
             "train.bridger = otpr_trainer.commands.train:BRIDGER",
             "train.dawr = otpr_trainer.commands.train:DAWR",
+            "train.ddiffpg = otpr_trainer.commands.train:DDIFFPG",
             "train.dipo = otpr_trainer.commands.train:DIPO",
             "train.dppo = otpr_trainer.commands.train:DPPO",
             "train.dql = otpr_trainer.commands.train:DQL",

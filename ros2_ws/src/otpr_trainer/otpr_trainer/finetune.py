@@ -29,6 +29,7 @@ from otpr_trainer.actor import DiffusionActor
 from otpr_trainer.checkpoint import Checkpoint, select
 from otpr_trainer.config import not_negative, positive, setting
 from otpr_trainer.data.replay import Replay, Trajectory, of_corrections, of_demonstrations
+from otpr_trainer.diffusion import Chain
 from otpr_trainer.interaction import Account, Actor, Played, play
 from otpr_trainer.learner import Setup, retry_seed
 from otpr_trainer.policy import DiffusionPolicy
@@ -84,6 +85,7 @@ class Rounds(learner.Learner):
     learn from a round (:meth:`learn`).
     """
 
+    chain: Chain
     unit = "step"
     log_every = 1  # a row per round
     checkpoint_every = 5000
@@ -274,6 +276,7 @@ class ReplayRounds(Rounds):
         assert setup.start is not None
         spec = self.policy_config.spec
         self.actor = self.make_actor(setup.start)
+        self.chain = self.actor.reverse
         self.replay = Replay(spec.observation_horizon, spec.chunk_length, spec.executed_length, gamma)
         self._candidates = candidates
         for trajectory in of_demonstrations(setup.demos):

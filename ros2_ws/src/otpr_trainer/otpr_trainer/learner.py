@@ -10,6 +10,7 @@ from torch import Tensor
 
 from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.data.demonstrations import Demonstrations
+from otpr_trainer.diffusion import Chain
 from otpr_trainer.policy import DiffusionPolicy, PolicyConfig
 
 
@@ -47,6 +48,7 @@ class Learner(Protocol):
     Args:
         policy_config: what the policy under ``policy.`` in a checkpoint is built from.
         critic_config: plain data that the critic under ``critic.`` in a checkpoint is built from; None without one.
+        chain: what its own evaluations act with, and so ``otpr eval`` and ``otpr export`` by default; None where it has none.
         unit: what is counted: ``it`` for gradient steps, ``step`` for environment steps.
         total: the budget in units, at least 1.
         step: units done; at or beyond ``total`` training is finished.
@@ -56,6 +58,7 @@ class Learner(Protocol):
 
     policy_config: PolicyConfig
     critic_config: dict[str, Any] | None = None
+    chain: Chain | None = None
     unit: str
     total: int
     step: int

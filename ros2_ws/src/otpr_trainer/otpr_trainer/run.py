@@ -52,6 +52,7 @@ class RunConfig:
     init_sha256: str | None = None  # of that policy's weights, otpr_trainer.start.weights_sha256
     corrections: str | None = None  # directory, as given
     corrections_sha256: str | None = None
+    acting: dict[str, Any] | None = None  # sampler, steps and eta of the run's own evaluations; None of one that has none
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def _create(arguments: Namespace, algorithm: "Algorithm", plan: _Plan, learner: 
     from otpr_trainer import run as runs
     from otpr_trainer import start
 
-    policy, corrections = plan.setup.start, plan.setup.corrections
+    policy, corrections, chain = plan.setup.start, plan.setup.corrections, learner.chain
     config = runs.RunConfig(
         algorithm=algorithm.NAME,
         task=plan.setup.task,
@@ -172,6 +172,7 @@ def _create(arguments: Namespace, algorithm: "Algorithm", plan: _Plan, learner: 
         init_sha256=None if policy is None else start.weights_sha256(policy),
         corrections=None if corrections is None else str(arguments.corrections),
         corrections_sha256=None if corrections is None else corrections.sha256,
+        acting=None if chain is None else {"sampler": chain.sampler, "steps": chain.steps, "eta": chain.eta},
     )
     run = runs.create(arguments.out, config, arguments.overwrite)
     if policy is not None:
@@ -233,6 +234,7 @@ DAWR = command("otpr_trainer.algorithms.dawr", "Fine-tune by cloning weighted by
 DQL = command("otpr_trainer.algorithms.dql", "Fine-tune by cloning and the gradient of Q through the chain (Diffusion-QL).")
 QSM = command("otpr_trainer.algorithms.qsm", "Fine-tune by matching the policy's score to the gradient of Q (QSM).")
 DIPO = command("otpr_trainer.algorithms.dipo", "Fine-tune by cloning chunks that climb Q in replay (DIPO).")
+DDIFFPG = command("otpr_trainer.algorithms.ddiffpg", "Fine-tune by cloning chunks that climb the Q of their mode (DDiffPG).")
 QVPO = command("otpr_trainer.algorithms.qvpo", "Fine-tune by cloning the policy's best samples, weighted by Q (QVPO).")
 DPPO = command("otpr_trainer.algorithms.dppo", "Fine-tune by policy gradients through the denoising chain (DPPO).")
 ARS = command("otpr_trainer.algorithms.ars", "Fine-tune by random search on the policy's parameters (ARS).")
