@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import contracts
 import numpy as np
 import pytest
 import tiny_policy
@@ -43,9 +44,9 @@ def test_the_shipped_policy_lifts_the_cube_over_ros_in_real_time(tmp_path: Path)
 def test_a_policy_that_fails_ends_with_status_one_and_a_whole_summary(tmp_path: Path) -> None:
     policy = tiny_policy.write(tmp_path / "tiny.onnx")
     out = tmp_path / "demo"
-    result = subprocess.run(
-        [*OTPR, "demo", str(policy), "--episodes", "1", "--lockstep", "--out", str(out)], capture_output=True, text=True, timeout=200
-    )
+    robot = contracts.write(tmp_path / "robot.yaml")
+    options = ["--episodes", "1", "--lockstep", "--robot", robot, "--out", str(out)]
+    result = subprocess.run([*OTPR, "demo", str(policy), *options], capture_output=True, text=True, timeout=200)
     assert result.returncode == 1
     assert "0/1 episodes succeeded, 1 are required" in result.stderr.splitlines()[-1]
     assert json.loads((out / "summary.json").read_text())["successes"] == 0

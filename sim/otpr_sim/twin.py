@@ -6,6 +6,7 @@ gripper command, at the moment the simulation next advances.
 """
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from otpr_policy.command import CartesianTarget
 from otpr_policy.errors import TaskError
 from otpr_policy.files import write_bytes
+from otpr_policy.observation import FUTURE_TOLERANCE_NS
 from otpr_policy.spec import Array
 from otpr_sim import registry
 from otpr_sim.env import RobotEnv, episode_seed
@@ -32,19 +34,30 @@ class PoseCommand:
 class TwinCore:
     """One environment, driven by commands instead of actions."""
 
-    def __init__(self, env: RobotEnv, seed: int, *, command_timeout_s: float, trace_directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        env: RobotEnv,
+        seed: int,
+        *,
+        command_timeout_s: float,
+        max_command_age_s: float = math.inf,
+        trace_directory: Path | None = None,
+    ) -> None:
         """Args:
         env: the simulation.
         seed: episode i starts from ``episode_seed(seed, i)``.
         command_timeout_s: in real time, how long after the last command the robot is held where it is.
+        max_command_age_s: a target whose stamp is older than this when it arrives is not taken.
         trace_directory: where each episode's states are written, or None.
         """
         self._env = env
         self._seed = seed
         self._command_timeout_s = command_timeout_s
+        self._max_command_age_ns = max_command_age_s * 1e9
         self._trace_directory = trace_directory
         self._trace: list[tuple[Array, Array]] = []
         self._pose: PoseCommand | None = None
+        self._newest_ns: int | None = None  # stamp of the newest target taken
         self._gripper: float | None = None
         self._gripper_is_new = False
         self._last_command_s: float | None = None  # None while the robot is held
@@ -57,11 +70,10 @@ class TwinCore:
         self.finish_episode()
         self.episode += 1
         self._env.reset(episode_seed(self._seed, self.episode))
-        self._env.hold()
-        self._pose = None
+        self.hold()
+        self._newest_ns = None
         self._gripper = None
         self._gripper_is_new = False
-        self._last_command_s = None
         self.succeeded = False
         self.record()
         return self.episode
@@ -77,10 +89,28 @@ class TwinCore:
             write_bytes(self._trace_directory / f"episode_{self.episode:04d}.npz", archive.getvalue())
         self._trace = []
 
-    def take_pose(self, command: PoseCommand) -> str | None:
-        """A target pose has arrived. Returns None, or why the robot does not take it."""
+    @property
+    def holding(self) -> bool:
+        """Whether, in real time, the robot is held where it is because nobody commands it."""
+        return self._last_command_s is None
+
+    def hold(self) -> bool:
+        """Holds the robot where it is; a target that waits is dropped. Returns whether it was under command."""
+        was_commanded = not self.holding
+        self._env.hold()
+        self._pose = None
+        self._last_command_s = None
+        return was_commanded
+
+    def take_pose(self, command: PoseCommand, now_ns: int | None = None) -> str | None:
+        """A target pose has arrived, in real time at ``now_ns`` on its stamp's clock. Returns None, or why the robot does not take it."""
         if not np.isfinite(command.position).all() or not 0.5 < np.linalg.norm(command.quaternion) < 2:
             return f"not a pose: position {command.position.tolist()}, quaternion {command.quaternion.tolist()}"
+        if now_ns is not None:
+            late = self._lateness(command.stamp_ns, now_ns)
+            if late is not None:
+                return late
+            self._newest_ns = command.stamp_ns
         self._pose = command
         return None
 
@@ -98,8 +128,7 @@ class TwinCore:
             self._apply(self._pose, self._gripper)
             self._last_command_s = now_s
         elif self._last_command_s is not None and now_s - self._last_command_s > self._command_timeout_s:
-            self._env.hold()
-            self._last_command_s = None
+            self.hold()
         self.advance(substeps)
 
     def answered(self, stamp_ns: int) -> bool:
@@ -122,6 +151,13 @@ class TwinCore:
         """Adds the present state to the episode's trace."""
         if self._trace_directory is not None:
             self._trace.append((self._env.state(), self._env.joint_positions()))
+
+    def _lateness(self, stamp_ns: int, now_ns: int) -> str | None:
+        if not -FUTURE_TOLERANCE_NS <= now_ns - stamp_ns <= self._max_command_age_ns:
+            return f"it answers an observation {(now_ns - stamp_ns) / 1e9:.3f} s old, allowed are {self._max_command_age_ns / 1e9:.3f} s"
+        if self._newest_ns is not None and stamp_ns < self._newest_ns <= now_ns + FUTURE_TOLERANCE_NS:
+            return f"it is {(self._newest_ns - stamp_ns) / 1e9:.3f} s older than the last"
+        return None
 
     def _apply(self, pose: PoseCommand, gripper: float) -> None:
         self._env.set_target(CartesianTarget(pose.position, pose.quaternion, gripper))

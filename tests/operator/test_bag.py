@@ -139,6 +139,16 @@ def test_on_a_full_disk_the_recording_is_completed_in_the_room_set_aside(tmp_pat
         assert reader.message_count >= recorded > 10
 
 
+def test_a_recording_that_cannot_even_begin_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise OutputError("No space left on device")
+
+    monkeypatch.setattr(McapWriter, "add_channel", full)
+    with pytest.raises(OutputError):
+        begin(tmp_path / "bag")
+    assert list(tmp_path.iterdir()) == []
+
+
 @contextmanager
 def shared_counter() -> Iterator[mmap.mmap]:
     """Eight bytes that a child writes and its parent reads."""

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,7 @@ def test_numbers_of_discarded_episodes_are_used_again_and_saved_ones_never(robot
         robot.run(1.0)
         robot.act(action)
     assert episodes(tmp_path) == ["episode_0000", "episode_0001"]
+    shutil.rmtree(tmp_path / "episodes/episode_0000")
     assert Robot(tmp_path / "episodes").act(Action.START).text.startswith("episode_0002")
 
 

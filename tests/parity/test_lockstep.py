@@ -7,6 +7,7 @@ noise, and joint positions must agree at every control step.
 
 from pathlib import Path
 
+import contracts
 import numpy as np
 import pytest
 import tiny_policy
@@ -49,7 +50,8 @@ def test_node_in_the_loop_reproduces_the_direct_rollout_step_by_step(name: str, 
     policy_file = SHIPPED_POLICY if name == "lift" else tiny_policy.write(tmp_path / "tiny.onnx")
     out = tmp_path / "demo"
     episodes = 2
-    run_demo(Demo(policy_file, "panda_twin", episodes, SEED, out, lockstep=True, required=0.0))
+    robot = "panda_twin" if name == "lift" else contracts.write(tmp_path / "robot.yaml")  # the shipped policy, on the shipped limits
+    run_demo(Demo(policy_file, robot, episodes, SEED, out, lockstep=True, required=0.0))
     for episode in range(episodes):
         with np.load(out / "trace" / f"episode_{episode:04d}.npz", allow_pickle=False) as trace:
             over_ros = trace["joint_positions"]

@@ -83,11 +83,11 @@ def test_a_source_yields_as_many_numbers_as_its_field_has() -> None:
 @pytest.mark.parametrize(
     ("section", "known"),
     [
-        ("", "gripper_command, limits, observations, pose_command, robot, stop_after_s, twin"),
+        ("", "dead_man, gripper_command, limits, observations, pose_command, robot, stop_after_s, twin"),
         ("observations.ee_position.", "frame, joints, max_age_s, part, reliability, topic, type, unit"),
         ("pose_command.", "frame, topic"),
         ("gripper_command.", "joint, topic"),
-        ("limits.", "action_margin, max_distance_m, max_rotation_rad, observation_floor, observation_margin, workspace_high"),
+        ("limits.", "action_margin, max_acceleration_m_s2, max_angular_acceleration_rad_s2, max_angular_velocity_rad_s, max_distance_m"),
         ("twin.", "task"),
     ],
 )

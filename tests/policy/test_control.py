@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from otpr_policy.chunk import episode_rng
 from otpr_policy.command import delta_to_target
-from otpr_policy.control import Command, ControlLoop, State
+from otpr_policy.control import MAY_MOVE, Command, ControlLoop, State
+from otpr_policy.dead_man import AfterRelease
 from otpr_policy.lanes import SimulatedLanes
+from otpr_policy.limits import Limits
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.rotation import matrix_to_columns
-from otpr_policy.safety import Limits
 from otpr_policy.spec import Array, PolicySpec
 
-LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05)
+LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05, 2.5, 50.0, 4.0, 80.0, 1.2, 1.0, 0.0)
 STEP_NS = 50_000_000
 STILL = np.array([0.0, 0, 0, 0, 0, 0, 0.02])
 SAMPLES = {
@@ -52,10 +53,19 @@ class Script:
 class Robot:
     """A loop with its buffer and a clock that the test moves."""
 
-    def __init__(self, stop_after_s: float = 0.2, **policy: Any) -> None:
+    def __init__(
+        self,
+        stop_after_s: float = 0.2,
+        limits: Limits = LIMITS,
+        after_release: AfterRelease = AfterRelease.ENGAGE,
+        measured_finger: tuple[str, int] | None = ("gripper_position", 0),
+        **policy: Any,
+    ) -> None:
         self.policy = Script(**policy)
         self.buffer = ObservationBuffer(self.policy.spec.observation, dict.fromkeys(SAMPLES, 0.1))
-        self.loop = ControlLoop(SimulatedLanes(self.policy), self.buffer, LIMITS, stop_after_s)
+        self.loop = ControlLoop(
+            SimulatedLanes(self.policy), self.buffer, limits, stop_after_s, after_release=after_release, measured_finger=measured_finger
+        )
         self.now_ns = 1_700_000_000_000_000_000
 
     def sense(self, **changed: Any) -> None:
@@ -63,11 +73,11 @@ class Robot:
             if values is not None:
                 self.buffer.push(name, self.now_ns, np.array(values, dtype=float), self.now_ns)
 
-    def tick(self, **changed: Any) -> Command | None:
+    def tick(self, released: str | None = None, **changed: Any) -> Command | None:
         """A control step after fresh samples; ``name=None`` leaves a field's topic silent."""
         self.now_ns += STEP_NS
         self.sense(**changed)
-        return self.loop.tick(self.now_ns)
+        return self.loop.tick(self.now_ns, released)
 
     def blind_tick(self) -> Command | None:
         self.now_ns += 3 * STEP_NS  # beyond every age limit
@@ -127,7 +137,7 @@ def test_a_command_leaves_in_the_state_engaged_and_in_no_other(state: State) -> 
 
 
 def test_a_command_is_the_delta_from_the_newest_measurement_and_carries_its_oldest_stamp() -> None:
-    action = np.array([0.01, -0.02, 0.03, 0.1, 0.0, -0.2, 0.04])
+    action = np.array([0.01, -0.02, 0.03, 0.1, 0.0, -0.15, 0.04])
     robot = Robot(action=action).in_state(State.ENGAGED)
     moved = np.array([0.52, 0.01, 0.12])
     robot.now_ns += STEP_NS
@@ -392,3 +402,100 @@ def test_an_error_of_the_policy_reaches_the_caller_who_decides_and_no_command_le
     assert robot.loop.counters.commands == 0
     robot.loop.stop(f"internal error: {error!r}")
     assert robot.tick() is None
+
+
+# The person's switch
+
+
+def test_letting_the_switch_go_ends_the_motion_in_the_same_tick_and_pressing_it_again_starts_none() -> None:
+    robot = Robot().in_state(State.ENGAGED)
+    assert robot.tick() is not None
+    assert robot.tick(released="the switch is released") is None
+    assert (robot.loop.state, robot.loop.reason) == (State.READY, "the switch is released; press it and engage again")
+    assert [robot.tick() for _ in range(5)] == [None] * 5
+    assert robot.engage() is None
+    assert robot.tick() is not None
+    assert robot.loop.counters.holds == 0
+
+
+def test_where_the_contract_says_so_pressing_it_again_resumes_within_the_time_of_a_hold() -> None:
+    robot = Robot(after_release=AfterRelease.RESUME).in_state(State.ENGAGED)
+    assert robot.tick() is not None
+    assert robot.tick(released="let go") is None
+    assert (robot.loop.state, robot.loop.reason) == (State.HOLD, "let go")
+    assert robot.tick() is not None
+    assert robot.loop.executor.counters.inferences == 2  # from what is true now
+    assert [(robot.tick(released="let go"), robot.loop.state)[1] for _ in range(4)] == [State.HOLD] * 3 + [State.STOPPED]
+    assert robot.loop.reason == "let go"
+
+
+def test_without_the_switch_nothing_engages() -> None:
+    robot = Robot()
+    robot.sense()
+    assert robot.loop.engage(robot.now_ns, episode_rng(0, 0), "the switch is released") == "the switch is released"
+    assert robot.loop.state is State.READY
+    robot.loop.stop("pressed")
+    assert "call reset first" in str(robot.loop.engage(robot.now_ns, episode_rng(0, 0), "the switch is released"))
+
+
+@pytest.mark.parametrize("state", [State.READY, State.STOPPED])
+def test_letting_the_switch_go_changes_nothing_where_the_robot_may_not_move(state: State) -> None:
+    robot = Robot().in_state(state)
+    reason = robot.loop.reason
+    robot.tick(released="let go")
+    assert (robot.loop.state, robot.loop.reason) == (state, reason)
+
+
+# How fast
+
+
+SLOW = replace(LIMITS, max_velocity_m_s=0.2, max_acceleration_m_s2=2.0, rate_margin=100.0, max_gripper_velocity_m_s=0.2)
+
+
+def test_targets_that_move_too_fast_are_slowed_down_and_counted_and_after_a_hold_the_hand_counts_as_at_rest() -> None:
+    robot = Robot(limits=SLOW, action=np.array([0.04, 0, 0, 0, 0, 0, 0.02])).in_state(State.ENGAGED)
+
+    def lead(hand: float = 0.5) -> float:
+        command = robot.tick(ee_position=[hand, 0.0, 0.1])
+        assert command is not None
+        return float(command.target.position[0])
+
+    assert [lead(), lead(), lead(), lead()] == pytest.approx([0.505, 0.515, 0.525, 0.535])  # 5 mm more each step, 10 mm at most
+    assert robot.loop.counters.clamps == 4
+    robot.blind_tick()
+    assert lead(0.53) == pytest.approx(0.535)  # at rest where it is measured
+    robot.loop.disengage()
+    assert robot.engage() is None
+    assert lead(0.55) == pytest.approx(0.555)
+
+
+def test_the_ramp_starts_anew_with_each_engagement_and_after_each_hold() -> None:
+    robot = Robot(limits=replace(SLOW, ramp_in_s=0.2, max_acceleration_m_s2=100.0), action=np.array([0.04, 0, 0, 0, 0, 0, 0.02]))
+    robot.in_state(State.ENGAGED)
+
+    def first_two() -> list[float]:
+        return [float(command.target.position[0]) for command in (robot.tick(), robot.tick()) if command is not None]
+
+    assert first_two() == pytest.approx([0.5025, 0.5075])  # a quarter of 10 mm, a half
+    robot.blind_tick()
+    assert first_two() == pytest.approx([0.5025, 0.5075])
+    robot.loop.disengage()
+    assert robot.engage() is None
+    assert first_two() == pytest.approx([0.5025, 0.5075])
+
+
+def test_the_finger_starts_from_where_the_contract_measures_it() -> None:
+    def first(measured_finger: tuple[str, int] | None) -> float:
+        robot = Robot(limits=SLOW, measured_finger=measured_finger, action=np.array([0.0, 0, 0, 0, 0, 0, 0.0])).in_state(State.ENGAGED)
+        command = robot.tick(gripper_position=[0.02, 0.03])
+        assert command is not None
+        return command.target.gripper_position
+
+    assert first(("gripper_position", 0)) == pytest.approx(0.01)
+    assert first(("gripper_position", 1)) == pytest.approx(0.02)
+    assert first(None) == 0.0
+    assert first(("another field", 0)) == 0.0  # which this policy does not read
+
+
+def test_the_robot_may_move_in_two_states() -> None:
+    assert MAY_MOVE == (State.ENGAGED, State.HOLD)

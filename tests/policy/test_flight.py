@@ -27,7 +27,7 @@ from otpr_policy.lanes import SimulatedLanes
 from otpr_policy.observation import Observation
 from otpr_policy.replay import ReplayReport, replay
 from otpr_policy.spec import PolicySpec
-from otpr_policy.timeline import ChunkRequest, ChunkResult, Committed, Gap, Source, TimedAction
+from otpr_policy.timeline import ChunkRequest, ChunkResult, Committed, Gap, SeamPoint, Source, TimedAction
 
 PERIOD_S = tiny_policy.SPEC.period_s
 SECONDS = 30.0
@@ -127,7 +127,7 @@ def test_numbers_that_json_has_no_word_for_and_every_kind_of_record_survive(tmp_
     target = CartesianTarget(np.array([0.1, 0.2, 0.3]), np.array([1.0, 0.0, 0.0, 0.0]), 0.04)
     seen = Observation(2**62 + 3, {"ee_position": odd})
     events = [
-        TimedAction(0, odd, Source(2**40, 3), Source(2**40, 1), 1 / 3),
+        TimedAction(0, odd, Source(2**40, 3), SeamPoint(Source(5, 1), Source(2**40, 1), 2)),
         Gap(1, True),
         Gap(2, False),
         None,
@@ -158,7 +158,35 @@ def test_a_flight_replays_exactly(tmp_path: Path, spec: PolicySpec, delay_ticks:
     assert report.chunks == len(log.results) > 10
     assert (report.uncovered_actions, report.missing_chunks) == (0, len(log.requests) - len(log.results))
     if delay_ticks and spec.executed_length + delay_ticks < spec.chunk_length:
-        assert any(isinstance(tick.action, TimedAction) and tick.action.old is not None for tick in log.ticks), "no seam was tested"
+        assert any(isinstance(tick.action, TimedAction) and tick.action.seam is not None for tick in log.ticks), "no seam was tested"
+
+
+@pytest.mark.parametrize("delay_ticks", [0, 2])
+def test_a_flight_with_another_policy_half_way_replays_exactly_with_both_files(tmp_path: Path, delay_ticks: int) -> None:
+    first, second = open_tiny(LONG), open_tiny(replace(LONG, chunk_length=6, executed_length=3))
+    lanes = {"first": SimulatedLanes(first, delay_ticks), "second": SimulatedLanes(second, delay_ticks)}
+    names = {id(lane): name for name, lane in lanes.items()}
+    recorder = FlightRecorder(SECONDS, LONG)
+    executor = ChunkExecutor(lanes["first"])
+    executor.observer = lambda event: recorder.observe(event, names[id(executor.asked)])
+    executor.reset(episode_rng(3, 0))
+    middle = (LONG.observation.low + LONG.observation.high) / 2
+    changed: list[str | None] = []
+    for number in range(60):
+        recorder.begin(number * PERIOD_S)
+        if number == 30:
+            executor.change(lanes["second"], changed.append)
+        executor.act(number, middle + 1e-3 * np.sin(number), number)
+        recorder.end(number, 0.0, number, "ENGAGED", "", None, None)
+    assert changed == [None]
+    log = saved(recorder.snapshot(), tmp_path / "x.mcap").log
+    assert {record.policy for record in log.requests} == {"first", "second"}
+    report = replay(log, {"first": first, "second": second})
+    assert report.exact
+    assert report.actions == 60
+    with pytest.raises(RecordingError, match=r"noise of \(2, 14\) and \(1, 8, 7\), the flight has \(2, 14\) and \(1, 6, 7\)"):
+        replay(log, {"first": first, "second": first})
+    assert replay(log, {"second": second}).uncovered_actions >= 30
 
 
 def spoil(log: FlightLog, number: int, change: Callable[[ChunkRequest], ChunkRequest]) -> FlightLog:
@@ -200,6 +228,20 @@ def test_one_flipped_bit_of_an_action_is_seen() -> None:
     assert 0 < report.largest_action_difference < 1e-15
 
 
+def test_a_zero_of_the_other_sign_is_a_difference() -> None:
+    log = fly(open_tiny(), 4)
+
+    class Zero:
+        spec = tiny_policy.SPEC
+        noise_shape = tiny_policy.NOISE_SHAPE
+
+        def infer(self, observation: Any, noise: Any) -> Any:
+            return np.zeros((4, 7))
+
+    results = tuple(ResultRecord(r.time_s, replace(r.result, chunk=-np.zeros((4, 7)))) for r in log.results)
+    assert replay(FlightLog((), log.requests, results), {"tiny": Zero()}).different_chunks == 1
+
+
 def test_a_chunk_of_not_a_number_equals_one_and_differs_from_a_number() -> None:
     class Sick:
         spec = tiny_policy.SPEC
@@ -228,7 +270,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     policy = tiny_policy.write(tmp_path / "tiny.onnx")
     sha256 = artifact.load(policy).sha256
     log = fly(open_tiny(), 40, sha256=sha256)
-    saved(log, tmp_path / "flight.mcap", policy_paths=json.dumps({sha256: str(policy)}), reason="STOPPED: x")
+    saved(log, tmp_path / "flight.mcap", policy_paths=json.dumps({sha256: str(policy)}), reason="STOPPED: x", seam_ticks="4")
     return tmp_path / "flight.mcap", policy
 
 

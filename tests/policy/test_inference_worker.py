@@ -20,7 +20,7 @@ from otpr_policy.inference_worker import DelayEstimate, InferenceWorker, Waiting
 from otpr_policy.lanes import infer
 from otpr_policy.receding_horizon import RecedingHorizon
 from otpr_policy.spec import Array, PolicySpec
-from otpr_policy.timeline import ChunkRequest, Gap, TimedAction
+from otpr_policy.timeline import SEAM_TICKS, ChunkRequest, Gap, TimedAction, seam_correction
 
 LONG = replace(tiny_policy.SPEC, chunk_length=16, executed_length=8)
 PERIOD_S = 0.05
@@ -213,8 +213,10 @@ def test_from_what_the_observer_was_told_every_action_can_be_computed_again(star
     again = {number: infer(fresh, request) for number, request in requests.items()}
     for action in actions:
         vector = again[action.source.request][action.source.index]
-        if action.old is not None:
-            vector = (1.0 - action.old_weight) * vector + action.old_weight * again[action.old.request][action.old.index]
+        if action.seam is not None:
+            point = action.seam
+            old, new = again[point.old.request], again[point.new.request]
+            vector = vector - seam_correction(old, new, point.old.index, point.new.index, point.since, SEAM_TICKS)
         assert np.array_equal(action.vector, vector)
 
 

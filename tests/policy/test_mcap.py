@@ -194,8 +194,10 @@ def test_a_full_disk_leaves_whole_chunks_and_room_lets_the_writer_go_on(tmp_path
     disk = FullDisk(writer._file, room)
     writer._file = disk  # type: ignore[assignment]
     writer.write(1, 6, b"second")
+    size = (tmp_path / "x.mcap").stat().st_size
     with pytest.raises(OutputError, match="No space left"):
         writer.flush()
+    assert (tmp_path / "x.mcap").stat().st_size == size, "part of a record was left behind"
     assert messages(tmp_path / "x.mcap") == [(1, 5, b"first")]
     disk.room = 10_000
     writer.close()

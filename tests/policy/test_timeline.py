@@ -9,10 +9,11 @@ import pytest
 import tiny_policy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hypothesis_numpy
 
 from otpr_policy.chunk import episode_rng
 from otpr_policy.spec import Array, PolicySpec
-from otpr_policy.timeline import ChunkRequest, Gap, TimedAction, Timeline, lanes_needed
+from otpr_policy.timeline import ChunkRequest, Gap, Source, TimedAction, Timeline, lanes_needed, seam_correction
 
 NOISE = (1, 16, 7)
 LONG = replace(tiny_policy.SPEC, chunk_length=16, executed_length=8)
@@ -31,14 +32,14 @@ class Run:
     delays: list[int]
     expected: int
     lanes: int
-    blend: int = 0
+    seam_ticks: int = 0
     actions: list[TimedAction | Gap] = field(default_factory=list)
     requests: list[ChunkRequest] = field(default_factory=list)
     joins: dict[int, int] = field(default_factory=dict)  # request -> tick
     epoch_began: int = 0
 
     def __post_init__(self) -> None:
-        self.line = Timeline(self.spec, NOISE, self.blend)
+        self.line = Timeline(self.spec, NOISE, self.seam_ticks)
         self.line.delay_ticks = self.expected
         self.line.reset(episode_rng(0, 0))
         self.under_way: deque[tuple[int, ChunkRequest]] = deque()
@@ -155,13 +156,13 @@ def test_more_than_the_executed_length_of_a_chunk_is_carried_out_only_as_counted
 @pytest.mark.parametrize(("length", "executed"), [(4, 4), (5, 3), (16, 8), (16, 1), (1, 1)])
 def test_without_delay_it_is_receding_horizon_control(length: int, executed: int) -> None:
     """Chunk after chunk, each for its executed length, each asked for in the tick of its first action."""
-    run = Run(replace(LONG, chunk_length=length, executed_length=executed), [0], 0, 1, blend=3).play(50)
+    run = Run(replace(LONG, chunk_length=length, executed_length=executed), [0], 0, 1, seam_ticks=4).play(50)
     assert [(a.source.request, a.source.index) for a in run.actions if isinstance(a, TimedAction)] == [
         (tick // executed, tick % executed) for tick in range(50)
     ]
     assert [request.tick for request in run.requests] == list(range(0, 50, executed))
     assert run.line.counters.discarded_actions == run.line.counters.bridged_ticks == 0
-    assert all(action.old is None for action in run.actions if isinstance(action, TimedAction))
+    assert all(action.seam is None for action in run.actions if isinstance(action, TimedAction))
 
 
 def test_a_chunk_is_asked_for_at_the_last_tick_at_which_it_still_comes_in_time() -> None:
@@ -244,25 +245,55 @@ def test_a_withdrawn_request_is_asked_for_again() -> None:
 # The seam
 
 
-def test_a_late_chunk_takes_over_in_equal_parts_and_a_chunk_in_time_at_once() -> None:
-    """By hand: joins at tick 13 at index 5, while the old chunk goes on at index 8: shares 3/4, 2/4, 1/4 of the old one."""
-    run = Run(LONG, [5], 5, 1, blend=3).play(20)
-    for tick, weight in ((12, 0.0), (13, 0.75), (14, 0.5), (15, 0.25), (16, 0.0)):
+def test_a_jump_passes_as_much_per_tick_as_the_chunks_own_largest_step_and_is_gone_in_time() -> None:
+    """By hand: steps of at most 0.5, a jump of 1.2; three ticks; with at most 2 ticks it passes by 0.6."""
+    old = np.array([[0.0], [0.5], [0.6], [0.6]])
+    new = np.array([[1.0], [1.2], [1.7], [1.8]])
+    left = [float(seam_correction(old, new, 0, 1, since, 4)[0]) for since in range(4)]
+    assert left == pytest.approx([0.7, 0.2, 0.0, 0.0])
+    assert [float(seam_correction(old, new, 0, 1, since, 2)[0]) for since in range(2)] == pytest.approx([0.6, 0.0])
+    assert float(seam_correction(new, old, 1, 0, 0, 4)[0]) == pytest.approx(-0.7)  # the other way round
+
+
+CHUNKS = hypothesis_numpy.arrays(np.float64, (6, 3), elements=st.floats(-1, 1))
+
+
+@given(CHUNKS, CHUNKS, st.integers(0, 5), st.integers(0, 5), st.integers(1, 6))
+@settings(deadline=None)
+def test_at_the_join_no_component_jumps_more_than_the_chunks_do_inside_or_its_share_of_the_ticks(
+    old: Array, new: Array, old_index: int, new_index: int, ticks: int
+) -> None:
+    jump = new[new_index] - old[old_index]
+    largest = np.maximum(np.abs(np.diff(old, axis=0)).max(axis=0), np.abs(np.diff(new, axis=0)).max(axis=0))
+    corrections = [seam_correction(old, new, old_index, new_index, since, ticks) for since in range(ticks)]
+    carried_out = new[new_index] - corrections[0] - old[old_index]
+    assert (np.abs(carried_out) <= np.maximum(largest, np.abs(jump) / ticks) + 1e-12).all()
+    small = np.abs(jump) <= largest
+    assert (corrections[0][small] == 0).all()  # what the chunks do themselves is not touched
+    sizes = np.abs(corrections)
+    assert (np.diff(sizes, axis=0) <= 1e-12).all() and sizes[-1].max() < 1e-12  # and it is gone in the end
+
+
+def test_a_late_chunk_is_joined_without_a_jump_and_a_chunk_in_time_as_it_is() -> None:
+    """By hand: the chunks' steps are 1; at tick 13 the old one is at 8, the new one at 1005: of 997 each tick lets a quarter through."""
+    run = Run(LONG, [5], 5, 1, seam_ticks=4).play(20)
+    for tick, share in ((12, None), (13, 0.75), (14, 0.5), (15, 0.25), (16, 0.0), (17, None)):
         action = run.actions[tick]
-        assert isinstance(action, TimedAction) and action.old_weight == weight
+        assert isinstance(action, TimedAction) and (action.seam is None) == (share is None)
         new = 1000.0 + tick - 8 if tick >= 13 else 0.0 + tick - 5
-        assert action.vector[0] == pytest.approx((1 - weight) * new + weight * (tick - 5))
-        assert (action.old is None) == (weight == 0.0)
+        assert action.vector[0] == pytest.approx(new - 997.0 * (share or 0.0))
+        if action.seam is not None:
+            assert (action.seam.old, action.seam.new, action.seam.since) == (Source(0, 8), Source(1, 5), tick - 13)
     assert run.line.seam is not None
     assert run.line.seam.found[0] == 1005.0 - 8.0
-    assert run.line.seam.left[0] == 0.25 * (1005.0 - 8.0)
+    assert run.line.seam.left[0] == pytest.approx(0.25 * (1005.0 - 8.0))
 
 
 def test_where_the_old_chunk_has_ended_there_is_no_seam_and_the_new_one_holds_alone() -> None:
-    run = Run(replace(LONG, chunk_length=4, executed_length=4), [1], 1, 1, blend=2).play(9)
+    run = Run(replace(LONG, chunk_length=4, executed_length=4), [1], 1, 1, seam_ticks=4).play(9)
     assert run.joins == {0: 1, 1: 5, 2: 8}
     assert run.line.seam is None
-    assert all(action.old is None for action in run.actions if isinstance(action, TimedAction))
+    assert all(action.seam is None for action in run.actions if isinstance(action, TimedAction))
 
 
 # What a policy is shown of what went before

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import contracts
 import numpy as np
 import pytest
 import rclpy
@@ -162,8 +163,8 @@ def make_bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     benches: list[Bench] = []
 
     def make(**parameters: Any) -> Bench:
-        defaults = {"policy": str(tiny_policy.write(tmp_path / "tiny.onnx")), "robot": "panda_twin", "noise_seed": 7}
-        defaults["flight_directory"] = str(tmp_path / "flights")
+        policy, robot = tiny_policy.write(tmp_path / "tiny.onnx"), contracts.write(tmp_path / "robot.yaml")
+        defaults = {"policy": str(policy), "robot": robot, "noise_seed": 7, "flight_directory": str(tmp_path / "flights")}
         benches.append(Bench(**(defaults | parameters)))
         return benches[-1]
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The twin: a simulated robot behind the robot's own topics. Policy node and operator tools cannot tell the difference.
 
-    publishes    the topics of the contract's observations, 100 times per simulated second; ~/success and ~/episode (latched)
+    publishes    the topics of the contract's observations, 100 times per simulated second;
+                 ~/success, ~/episode and, in real time, ~/holding (latched)
     takes        the contract's target pose and gripper command
     ~/reset      next episode (std_srvs/Trigger); episode i starts from the state that evaluation's episode i starts from
 
-In real time the simulation follows the wall clock, and comes to a hold when commands stop. In lockstep it advances one
-control period for each pair of commands that answers its newest state, so that the node in the loop can be compared
-with the direct rollout step by step.
+In real time the simulation follows the wall clock, and the robot holds when its commander dies or falls silent: DDS says
+so (liveliness, deadline), and a time-out of its own. In lockstep it advances one control period for each pair of
+commands that answers its newest state, so that the node in the loop can be compared with the direct rollout step by step.
 
 Threads: the executor's thread takes commands and services; one simulation thread advances and publishes. ``_lock``
 guards the core between the two.
@@ -21,9 +22,11 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool, Float64MultiArray, Int32
@@ -33,7 +36,15 @@ from otpr_policy.contract import RobotContract, load_contract
 from otpr_policy.errors import ContractError, unknown
 from otpr_policy.files import make_directory
 from otpr_policy.health import WINDOW, Percentiles
-from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, ns_to_stamp, pose_position, pose_quaternion, stamp_to_ns
+from otpr_policy.ros.messages import (
+    COMMAND_QOS,
+    LATCHED_QOS,
+    ns_to_stamp,
+    pose_position,
+    pose_quaternion,
+    requested_command_qos,
+    stamp_to_ns,
+)
 from otpr_policy.ros.parameters import declare, parameter
 from otpr_policy.ros.process import run_node
 from otpr_sim.ros.state_publisher import StatePublisher
@@ -41,6 +52,7 @@ from otpr_sim.twin import PoseCommand, TwinCore, make_robot
 
 NODE_NAME = "twin"
 STATE_RATE_HZ = 100.0
+_MAX_COMMAND_AGE_S = 0.2  # of the observation that a command answers
 _COMMAND_TIMEOUT_S = 0.2  # four control periods at 20 Hz; then a robot without commands stays where it is
 _REPUBLISH_S = 0.5  # in lockstep, after this long without an answer the state is sent again in case it was lost
 _LATE_CYCLE_S = 0.1  # a simulation further behind the wall clock than this gives up catching up
@@ -81,7 +93,13 @@ class TwinNode(Node):
         trace = Path(parameters.trace) if parameters.trace else None
         if trace is not None:
             make_directory(trace)
-        self._core = TwinCore(self._env, parameters.seed, command_timeout_s=_COMMAND_TIMEOUT_S, trace_directory=trace)
+        self._core = TwinCore(
+            self._env,
+            parameters.seed,
+            command_timeout_s=_COMMAND_TIMEOUT_S,
+            max_command_age_s=_MAX_COMMAND_AGE_S,
+            trace_directory=trace,
+        )
         self._substeps = round(1 / (STATE_RATE_HZ * self._env.physics_dt_s))
         self._states_per_step = round(STATE_RATE_HZ / self._env.spec.control_rate_hz)
         self._lock = threading.Lock()
@@ -91,7 +109,9 @@ class TwinNode(Node):
         self._sent_s: dict[int, float] = {}  # state stamp -> when it was published, on the monotonic clock
         self._latencies_s: deque[float] = deque(maxlen=WINDOW)
         self._late_cycles = 0
+        self._holds = 0  # times that silence or death of the commander ended a motion
         self._published: tuple[int, bool] | None = None
+        self._published_holding: bool | None = None
         self._connect(contract)
         self.failure: str | None = None  # why the simulation has ended by itself
         self._thread = threading.Thread(target=self._run, name="twin-simulation", daemon=True)
@@ -111,11 +131,16 @@ class TwinNode(Node):
         self._states = StatePublisher(self, contract, self._env)
         self._clock_publisher = self.create_publisher(Clock, "/clock", 1) if self._simulated_stamps else None
         self._success_publisher = self.create_publisher(Bool, "~/success", LATCHED_QOS)
+        self._holding_publisher = self.create_publisher(Bool, "~/holding", LATCHED_QOS)
         self._episode_publisher = self.create_publisher(Int32, "~/episode", LATCHED_QOS)
         self._diagnostics_publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 1)
         self._frame = contract.pose_command.frame
-        self.create_subscription(PoseStamped, contract.pose_command.topic, self._on_pose, COMMAND_QOS)
-        self.create_subscription(Float64MultiArray, contract.gripper_command.topic, self._on_gripper, COMMAND_QOS)
+        qos, events = COMMAND_QOS, None
+        if self._pacing is Pacing.REAL_TIME:  # in lockstep the world stands still by itself while no command comes
+            qos = requested_command_qos(1 / self._env.spec.control_rate_hz)
+            events = SubscriptionEventCallbacks(deadline=self._on_missed_deadline, liveliness=self._on_liveliness)
+        self.create_subscription(PoseStamped, contract.pose_command.topic, self._on_pose, qos, event_callbacks=events)
+        self.create_subscription(Float64MultiArray, contract.gripper_command.topic, self._on_gripper, qos, event_callbacks=events)
         self.create_service(Trigger, "~/reset", self._on_reset)
         self.create_timer(1.0, self._publish_diagnostics)
 
@@ -173,7 +198,7 @@ class TwinNode(Node):
         ) and not (self._closed or self._elapsed_ns != stamp_ns)
 
     def _publish_state(self) -> None:
-        stamp_ns = self._elapsed_ns if self._simulated_stamps else int(self.get_clock().now().nanoseconds)
+        stamp_ns = self._now_ns()
         if self._clock_publisher is not None:
             self._clock_publisher.publish(Clock(clock=ns_to_stamp(self._elapsed_ns)))
         self._sent_s[stamp_ns] = time.monotonic()
@@ -184,6 +209,15 @@ class TwinNode(Node):
             self._published = (self._core.episode, self._core.succeeded)
             self._episode_publisher.publish(Int32(data=self._core.episode))
             self._success_publisher.publish(Bool(data=self._core.succeeded))
+        self._publish_holding()
+
+    def _publish_holding(self) -> None:
+        if self._pacing is Pacing.REAL_TIME and self._core.holding != self._published_holding:
+            self._published_holding = self._core.holding
+            self._holding_publisher.publish(Bool(data=self._core.holding))
+
+    def _now_ns(self) -> int:
+        return self._elapsed_ns if self._simulated_stamps else int(self.get_clock().now().nanoseconds)
 
     # Callbacks
 
@@ -195,7 +229,7 @@ class TwinNode(Node):
             return
         command = PoseCommand(stamp_ns, pose_position(message.pose), pose_quaternion(message.pose))
         with self._command_arrived:
-            refused = self._core.take_pose(command)
+            refused = self._core.take_pose(command, None if self._pacing is Pacing.LOCKSTEP else self._now_ns())
             if stamp_ns in self._sent_s:
                 self._latencies_s.append(arrived_s - self._sent_s[stamp_ns])
             self._command_arrived.notify()
@@ -209,6 +243,21 @@ class TwinNode(Node):
         if refused is not None:
             self.get_logger().error(f"gripper command ignored: {refused}")
 
+    def _on_missed_deadline(self, _event: Any) -> None:
+        self._hold("commands have stopped")
+
+    def _on_liveliness(self, event: Any) -> None:
+        if event.alive_count == 0 and event.not_alive_count_change > 0:
+            self._hold("the commander gives no sign of life")
+
+    def _hold(self, reason: str) -> None:
+        with self._lock:
+            was_commanded = self._core.hold()
+            self._holds += was_commanded
+            self._publish_holding()
+        if was_commanded:  # a silence that lasts misses one deadline after another
+            self.get_logger().warning(f"{reason}: holding")
+
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._command_arrived:
             episode = self._core.next_episode()
@@ -221,7 +270,8 @@ class TwinNode(Node):
     def _publish_diagnostics(self) -> None:
         with self._lock:
             latency = Percentiles.of(self._latencies_s)
-            values = {"task": self._env.spec.name, "episode": str(self._core.episode), "late_cycles": str(self._late_cycles)}
+            counts = {"episode": self._core.episode, "late_cycles": self._late_cycles, "holds": self._holds}
+        values = {"task": self._env.spec.name, **{key: str(count) for key, count in counts.items()}}
         if latency is not None:
             values |= {f"observation_to_command_{key}_ms": f"{value:.4f}" for key, value in latency.to_json().items()}
         status = DiagnosticStatus(

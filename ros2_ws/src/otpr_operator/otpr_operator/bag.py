@@ -54,12 +54,16 @@ class BagWriter:
         self._flushed_s = clock()
         try:
             directory.mkdir(parents=True)
-            _set_aside(directory / _RESERVE)
         except OSError as error:
             raise OutputError(f"cannot record into {directory}: {error.strerror}") from error
-        self._writer = McapWriter(directory / f"{directory.name}.mcap", "ros2")
-        self._writer.add_metadata(BEGIN, {"layout": LAYOUT_VERSION, **facts})
-        self._channels = {topic: self._add_channel(topic, kind) for topic, kind in topics.items()}
+        try:
+            _set_aside(directory / _RESERVE)
+            self._writer = McapWriter(directory / f"{directory.name}.mcap", "ros2")
+            self._writer.add_metadata(BEGIN, {"layout": LAYOUT_VERSION, **facts})
+            self._channels = {topic: self._add_channel(topic, kind) for topic, kind in topics.items()}
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
 
     def write(self, topic: str, received_ns: int, message: bytes, published_ns: int | None = None, sequence: int | None = None) -> None:
         """Adds a serialised message.
@@ -152,11 +156,14 @@ def _describe(kind: str) -> tuple[str, str]:
 
 
 def _set_aside(path: Path) -> None:
-    with path.open("xb") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
-        except OSError:  # file systems that cannot allocate: real zeros do it too
-            file.write(bytes(_RESERVE_BYTES))
+    try:
+        with path.open("xb") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
+            except OSError:  # file systems that cannot allocate: real zeros do it too
+                file.write(bytes(_RESERVE_BYTES))
+    except OSError as error:
+        raise OutputError(f"cannot record into {path.parent}: {error.strerror}") from error
 
 
 def _write_metadata(file: Path) -> None:

@@ -14,7 +14,8 @@ from otpr_policy.control import ControlLoop, State
 from otpr_policy.errors import ContractError
 from otpr_policy.flight import FlightRecorder
 from otpr_policy.flight_writer import FlightWriter, default_directory
-from otpr_policy.lanes import Lanes
+from otpr_policy.inference_worker import InferenceWorker
+from otpr_policy.timeline import SEAM_TICKS
 
 _CLOSE_S = 5.0
 _LONGEST_S = 600.0
@@ -76,17 +77,16 @@ class BlackBox:
             "contract": contract,
             "contract_sha256": hashlib.sha256(contract.encode()).hexdigest(),
             "otpr_version": __version__,
+            "seam_ticks": str(SEAM_TICKS),
         }
-        self._policies: dict[int, str] = {}  # by the identity of their lanes
         self._paths: dict[str, str] = {}
         self._providers: dict[str, str] = {}
         self._stop_saved = False
         directory = Path(settings.directory).expanduser() if settings.directory else default_directory()
         self._writer = FlightWriter(self._recorder, directory, settings.files, self._facts_now, on_saved, on_failed, on_thread_start)
 
-    def add_policy(self, lanes: Lanes, sha256: str, path: Path, providers: tuple[str, ...]) -> None:
-        """Notes which policy file runs in some lanes."""
-        self._policies[id(lanes)] = sha256
+    def add_policy(self, sha256: str, path: Path, providers: tuple[str, ...]) -> None:
+        """Notes where a policy was loaded from, and what it runs on."""
         self._paths[sha256] = str(path.resolve())
         self._providers[sha256] = ", ".join(providers)
 
@@ -117,7 +117,8 @@ class BlackBox:
         return self._writer.close(_CLOSE_S)
 
     def _observe(self, event: Event) -> None:
-        self._recorder.observe(event, self._policies.get(id(self._control.executor.asked), ""))
+        asked = self._control.executor.asked
+        self._recorder.observe(event, asked.label if isinstance(asked, InferenceWorker) else "")
 
     def _end(self, began_s: float, data_ns: int) -> None:
         control, command = self._control, self._control.command

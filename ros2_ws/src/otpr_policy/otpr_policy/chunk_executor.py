@@ -10,10 +10,7 @@ import numpy as np
 
 from otpr_policy.lanes import Lanes
 from otpr_policy.spec import Array
-from otpr_policy.timeline import ChunkRequest, ChunkResult, Gap, Seam, TimedAction, Timeline, TimelineCounters
-
-BLEND = 2
-"""Over how many actions a late chunk takes over; see docs/results.md, "Inference delay", for what it was chosen by."""
+from otpr_policy.timeline import SEAM_TICKS, ChunkRequest, ChunkResult, Gap, Seam, TimedAction, Timeline, TimelineCounters
 
 Event = ChunkRequest | ChunkResult | TimedAction | Gap
 """What an observer is told, in the order in which it happens. With the requests every chunk and action can be computed again."""
@@ -25,13 +22,13 @@ Outcome = Callable[[str | None], None]
 class ChunkExecutor:
     """One action per tick from the chunks of one policy. Not thread-safe."""
 
-    def __init__(self, lanes: Lanes, blend: int = BLEND, observer: Callable[[Event], None] = lambda event: None) -> None:
-        """``blend``: see :class:`Timeline`; ``observer`` is told of everything and must not take long."""
+    def __init__(self, lanes: Lanes, seam_ticks: int = SEAM_TICKS, observer: Callable[[Event], None] = lambda event: None) -> None:
+        """``seam_ticks``: see :class:`Timeline`; ``observer`` is told of everything and must not take long."""
         self._lanes = lanes
         self._next: tuple[Lanes, Outcome] | None = None  # asked from the next request on, until its first chunk has joined
         self._asked_next = False
         self.observer = observer
-        self._timeline = Timeline(lanes.spec, lanes.noise_shape, blend)
+        self._timeline = Timeline(lanes.spec, lanes.noise_shape, seam_ticks)
         self.on_seam: Callable[[Seam], None] = lambda seam: None
 
     @property
@@ -83,6 +80,11 @@ class ChunkExecutor:
         self._next, self._asked_next = (lanes, outcome), False
         if at_once:
             self.forget()
+
+    def give_up_change(self, reason: str) -> None:
+        """Keeps the old policy, unless the new one has taken over already."""
+        if self._next is not None:
+            self._keep(reason)
 
     def act(self, tick: int, observation: Array, stamp_ns: int = 0) -> TimedAction | Gap:
         """The action of a tick, given its observation (Do,). Ticks ascend.

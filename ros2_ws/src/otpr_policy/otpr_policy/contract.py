@@ -6,15 +6,16 @@ limit must not be a limit that silently does not hold.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from otpr_policy.command import READS, check_commands
+from otpr_policy.dead_man import DeadManSwitch, parse_dead_man
 from otpr_policy.errors import ContractError, SpecError, unknown
-from otpr_policy.safety import Limits
+from otpr_policy.limits import Limits
 from otpr_policy.share import share_directory
 from otpr_policy.spec import PolicySpec
 from otpr_policy.strict_yaml import build, read_yaml
@@ -101,19 +102,43 @@ class Twin:
 
 @dataclass(frozen=True)
 class RobotContract:
-    """One robot, as the policy node sees it."""
+    """One robot, as the policy node sees it. Where ``dead_man`` is ``not_required``, ``dead_man_switch`` is None."""
 
     robot: str
     observations: Mapping[str, ObservationSource]
     pose_command: PoseCommand
     gripper_command: GripperCommand
     stop_after_s: float
+    dead_man: object  # a section or a word; use dead_man_switch
     limits: Limits
     twin: Twin | None = None
+
+    @property
+    def dead_man_switch(self) -> DeadManSwitch | None:
+        """The switch that a person holds down, or None where the contract says that none is required."""
+        return parse_dead_man(self.dead_man)
+
+    @property
+    def measured_finger(self) -> tuple[str, int] | None:
+        """Which number of which field measures the finger joint that is commanded; None when none does."""
+        for name, source in self.observations.items():
+            if source.part is Part.POSITION and self.gripper_command.joint in source.joints:
+                return name, source.joints.index(self.gripper_command.joint)
+        return None
 
     def max_ages_s(self) -> dict[str, float]:
         """Age limit of every field."""
         return {name: source.max_age_s for name, source in self.observations.items()}
+
+    def sources_by_topic(self, fields: Iterable[str]) -> dict[str, dict[str, ObservationSource]]:
+        """The sources of some fields, grouped by topic. Raises ContractError where a topic is given two types or reliabilities."""
+        topics: dict[str, dict[str, ObservationSource]] = {}
+        for name in fields:
+            topics.setdefault(self.observations[name].topic, {})[name] = self.observations[name]
+        for topic, sources in topics.items():
+            if len({(source.type, source.reliability) for source in sources.values()}) != 1:
+                raise ContractError(f"topic {topic} is given two types or reliabilities, by {', '.join(sources)}")
+        return topics
 
     def check_serves(self, policy: PolicySpec) -> None:
         """Raises ContractError when the robot lacks a field that the policy reads or writes, or has it in another unit, size or meaning."""
@@ -178,12 +203,16 @@ def contract_text(robot: str) -> str:
 
 def parse_contract(data: Any) -> RobotContract:
     """Builds a contract from plain data; see :func:`load_contract` for what it refuses."""
+    if isinstance(data, dict):
+        data = {"dead_man": None, **data}  # left out, it would be taken for not needed; parse_dead_man says what to write
     contract = build(RobotContract, data, "contract")
     if not contract.observations:
         raise ContractError("observations: at least one field is needed")
     for name, source in contract.observations.items():
         _check_source(f"observations.{name}", source)
     _check_positive("stop_after_s", contract.stop_after_s)
+    if contract.dead_man_switch is not None:
+        _check_topic("dead_man.topic", contract.dead_man_switch.topic)
     _check_topic("pose_command.topic", contract.pose_command.topic)
     _check_topic("gripper_command.topic", contract.gripper_command.topic)
     for name in READS:

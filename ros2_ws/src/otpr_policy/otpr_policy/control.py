@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The control loop without threads, clocks or messages: one call per tick, time as an argument.
 
-    newest observation -> range check -> action due now -> bounds -> target -> workspace -> command
+    newest observation -> range check -> action due now -> bounds -> target -> workspace, velocity -> command
 
 Anything that fails on the way is a reason to hold. While the robot holds, nothing is published: a position controller
 keeps its last target, and the consumer's own time-out does the rest. docs/safety.md has every state and transition.
@@ -15,10 +15,13 @@ import numpy as np
 
 from otpr_policy.chunk_executor import ChunkExecutor, Outcome
 from otpr_policy.command import CartesianTarget, delta_to_target
+from otpr_policy.dead_man import AfterRelease
 from otpr_policy.health import Counters
 from otpr_policy.lanes import Lanes
+from otpr_policy.limits import Limits
 from otpr_policy.observation import Missing, Observation, ObservationBuffer
-from otpr_policy.safety import Band, Limits, check_observation, filter_action, filter_target
+from otpr_policy.rate import TargetLimiter
+from otpr_policy.safety import Band, check_observation, filter_action
 from otpr_policy.spec import PolicySpec
 from otpr_policy.timeline import Gap
 
@@ -30,6 +33,9 @@ class State(Enum):
     ENGAGED = "ENGAGED"  # moves
     HOLD = "HOLD"  # allowed to move, but something is wrong that may pass by itself
     STOPPED = "STOPPED"  # something was wrong for too long; a person has to reset
+
+
+MAY_MOVE = (State.ENGAGED, State.HOLD)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,16 @@ class ControlLoop:
     Not thread-safe: the node calls it under one lock, except that ``counters`` may be read from anywhere.
     """
 
-    def __init__(self, lanes: Lanes, buffer: ObservationBuffer, limits: Limits, stop_after_s: float) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        buffer: ObservationBuffer,
+        limits: Limits,
+        stop_after_s: float,
+        *,
+        measured_finger: tuple[str, int] | None = None,
+        after_release: AfterRelease = AfterRelease.ENGAGE,
+    ) -> None:
         """Makes a loop that is READY.
 
         Args:
@@ -54,10 +69,15 @@ class ControlLoop:
             buffer: where the samples arrive.
             limits: the robot's.
             stop_after_s: how long the robot may hold, within any four times that long, before it is stopped.
+            measured_finger: which number of which field measures the commanded finger joint, if one does.
+            after_release: what it takes to move again after the dead-man switch was released.
         """
         self.executor = ChunkExecutor(lanes)
         self._buffer = buffer
         self._limits = limits
+        self._limiter = TargetLimiter(limits, lanes.spec.period_s)
+        self._measured_finger = measured_finger
+        self._after_release = after_release
         # Counted in ticks: neither a jump of the data's clock nor a pause of the simulation can shorten or stretch it.
         self._stop_after_ticks = max(1, round(stop_after_s * lanes.spec.control_rate_hz))
         self._recent_holds: deque[bool] = deque(maxlen=4 * self._stop_after_ticks)
@@ -86,16 +106,22 @@ class ControlLoop:
                     return
         self.executor.change(lanes, outcome, at_once=not moving)
 
-    def engage(self, now_ns: int, rng: np.random.Generator) -> str | None:
-        """Lets the robot move. Returns None, or why not: stopped, already engaged, or no usable observation."""
+    def engage(self, now_ns: int, rng: np.random.Generator, released: str | None = None) -> str | None:
+        """Lets the robot move. Returns None, or why not: stopped, already engaged, switch released, or no usable observation.
+
+        ``released``: why the dead-man switch does not allow motion, None when it does or there is none.
+        """
         if self.state is State.STOPPED:
             return f"stopped: {self.reason}; call reset first"
         if self.state is not State.READY:
             return f"already engaged ({self.state.value})"
+        if released is not None:
+            return released
         observation = self._usable_observation(now_ns)
         if isinstance(observation, Missing):
             return observation.reason
         self.executor.reset(rng)
+        self._limiter.start()
         self._recent_holds.clear()
         self._enter(State.ENGAGED, "")
         return None
@@ -103,10 +129,12 @@ class ControlLoop:
     def disengage(self, reason: str = "not engaged") -> None:
         """Takes the permission to move away. A stop stays a stop."""
         if self.state is not State.STOPPED:
+            self.executor.forget()
             self._enter(State.READY, reason)
 
     def stop(self, reason: str) -> None:
         """Stops until a person resets."""
+        self.executor.forget()
         self._enter(State.STOPPED, reason)
 
     def reset(self) -> None:
@@ -114,11 +142,20 @@ class ControlLoop:
         self._buffer.clear()
         self._enter(State.READY, "not engaged")
 
-    def tick(self, now_ns: int) -> Command | None:
-        """One control step at ``now_ns`` on the data's clock: the command to send, or None when the robot holds."""
+    def tick(self, now_ns: int, released: str | None = None) -> Command | None:
+        """One control step at ``now_ns`` on the data's clock: the command to send, or None when the robot holds.
+
+        ``released``: why the dead-man switch does not allow motion, None when it does or there is none.
+        """
         self.counters.ticks += 1
         self.observation = self.command = None
         if self.state in (State.READY, State.STOPPED):
+            return None
+        if released is not None:
+            if self._after_release is AfterRelease.RESUME:
+                self._hold(released)
+            else:
+                self.disengage(f"{released}; press it and engage again")
             return None
         observation = self._usable_observation(now_ns)
         if isinstance(observation, Missing):
@@ -154,12 +191,19 @@ class ControlLoop:
             self.counters.rejects += 1
             return Missing(bounded.reason)
         target = delta_to_target(observation.values, self._spec.action.split(bounded.vector))
-        allowed = filter_target(target, observation.values["ee_position"], observation.values["ee_rotation"], self._limits)
+        values = observation.values
+        allowed = self._limiter.filter(target, values["ee_position"], values["ee_rotation"], self._finger(observation))
         if allowed.band is Band.REJECT:
             self.counters.rejects += 1
             return Missing(allowed.reason)
         self.counters.clamps += Band.CLAMP in (bounded.band, allowed.band)
         return allowed.target
+
+    def _finger(self, observation: Observation) -> float | None:
+        if self._measured_finger is None:
+            return None
+        name, index = self._measured_finger
+        return float(observation.values[name][index]) if name in observation.values else None  # a policy need not read it
 
     def _hold(self, reason: str) -> None:
         self.executor.forget()
@@ -174,6 +218,7 @@ class ControlLoop:
 
     def _count_hold(self, reason: str) -> None:
         self.counters.holds += 1
+        self._limiter.rest()
         self._recent_holds.append(True)  # counted over a while: an input that comes and goes must not hold and resume for ever
         if sum(self._recent_holds) > self._stop_after_ticks:
             self.stop(reason)

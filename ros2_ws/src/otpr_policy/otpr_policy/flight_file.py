@@ -21,7 +21,7 @@ from otpr_policy.mcap import read_mcap
 from otpr_policy.mcap_writer import McapWriter
 from otpr_policy.observation import Observation
 from otpr_policy.spec import Array
-from otpr_policy.timeline import ChunkRequest, ChunkResult, Committed, Gap, Source, TimedAction
+from otpr_policy.timeline import ChunkRequest, ChunkResult, Committed, Gap, SeamPoint, Source, TimedAction
 
 LAYOUT_VERSION = "1"
 FACTS = "otpr.flight"
@@ -150,8 +150,7 @@ def _tick_to_json(record: TickRecord) -> dict[str, Any]:
         "observation_stamp": None if observation is None else _stamp(observation.stamp_ns),
         "action": None if timed is None else _plain(timed.vector),
         "source": None if timed is None else _source(timed.source),
-        "old": None if timed is None else _source(timed.old),
-        "old_weight": None if timed is None else timed.old_weight,
+        "seam": None if timed is None else _seam(timed.seam),
         "gap": {"expected": action.expected} if isinstance(action, Gap) else None,
         "target": None
         if target is None
@@ -165,9 +164,7 @@ def _tick(data: Mapping[str, Any]) -> TickRecord:
     if data["gap"] is not None:
         action = Gap(number, bool(data["gap"]["expected"]))
     elif data["action"] is not None:
-        source = _parse_source(data["source"])
-        assert source is not None
-        action = TimedAction(number, _array(data["action"]), source, _parse_source(data["old"]), float(data["old_weight"]))
+        action = TimedAction(number, _array(data["action"]), _parse_source(data["source"]), _parse_seam(data["seam"]))
     observation = data["observation"]
     target = data["target"]
     return TickRecord(
@@ -239,12 +236,20 @@ def _result(data: Mapping[str, Any], requests: Mapping[int, RequestRecord]) -> R
     return ResultRecord(float(data["time_s"]), ChunkResult(requests[int(data["request"])].request, chunk, error, float(data["duration_s"])))
 
 
-def _source(source: Source | None) -> dict[str, int] | None:
-    return None if source is None else {"request": source.request, "index": source.index}
+def _source(source: Source) -> dict[str, int]:
+    return {"request": source.request, "index": source.index}
 
 
-def _parse_source(data: Mapping[str, int] | None) -> Source | None:
-    return None if data is None else Source(int(data["request"]), int(data["index"]))
+def _parse_source(data: Mapping[str, int]) -> Source:
+    return Source(int(data["request"]), int(data["index"]))
+
+
+def _seam(seam: SeamPoint | None) -> dict[str, Any] | None:
+    return None if seam is None else {"old": _source(seam.old), "new": _source(seam.new), "since": seam.since}
+
+
+def _parse_seam(data: Mapping[str, Any] | None) -> SeamPoint | None:
+    return None if data is None else SeamPoint(_parse_source(data["old"]), _parse_source(data["new"]), int(data["since"]))
 
 
 def _stamp(nanoseconds: int) -> dict[str, int]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy file made ready to run on a robot, and what one must be to take another's place while the robot moves."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,20 +10,25 @@ import numpy as np
 
 from otpr_policy.artifact import PolicyArtifact, load
 from otpr_policy.contract import RobotContract
+from otpr_policy.control import ControlLoop
 from otpr_policy.errors import ArtifactError, ContractError
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.inference_worker import InferenceWorker, Waiting
-from otpr_policy.safety import Band, Limits, check_observation, filter_action
+from otpr_policy.limits import Limits
+from otpr_policy.observation import Missing, ObservationBuffer
+from otpr_policy.safety import Band, check_observation, filter_action
 from otpr_policy.spec import Array, PolicySpec, VectorSpec
 from otpr_policy.timeline import ChunkRequest
 
 _PROBE_TIMEOUT_S = 5.0
+_SWAP_TIMEOUT_S = 10.0  # for the chunk that runs to come to its end
 
 
 @dataclass(frozen=True)
 class LoadedPolicy:
     """A policy file that serves the robot, warmed up, with the threads that run it."""
 
+    path: Path
     artifact: PolicyArtifact
     worker: InferenceWorker
     providers: tuple[str, ...]
@@ -36,6 +42,15 @@ class LoadedPolicy:
         """What is told to everybody who asks which policy runs."""
         provenance = self.artifact.manifest.provenance
         return {"sha256": self.artifact.sha256, "task": provenance.task, "algorithm": provenance.algorithm}
+
+    def describe(self, robot: str) -> str:
+        """One line for a log."""
+        manifest, delay = self.artifact.manifest, self.worker.delay_ticks
+        late = f", chunks {delay} tick(s) late, {len(self.worker.policies)} lanes" if delay else ""
+        return (
+            f"{manifest.provenance.algorithm} policy for {manifest.provenance.task} ({self.artifact.sha256[:12]}) on {robot} at "
+            f"{manifest.policy.control_rate_hz:g} Hz, {self.providers[0]}{late}"
+        )
 
 
 def open_policy(
@@ -67,7 +82,8 @@ def open_policy(
         return policies[-1]
 
     worker = InferenceWorker.open(make_policy, waiting(artifact.manifest.policy.period_s), on_thread_start=on_thread_start)
-    return LoadedPolicy(artifact, worker, policies[0].providers)
+    worker.label = artifact.sha256
+    return LoadedPolicy(path, artifact, worker, policies[0].providers)
 
 
 def check_replaces(old: PolicySpec, new: PolicySpec) -> None:
@@ -110,3 +126,94 @@ def probe(policy: LoadedPolicy, observation: Array, limits: Limits) -> None:
         filtered = filter_action(spec.action, vector, limits)
         if filtered.band is Band.REJECT:
             raise ArtifactError(f"its answer to the present observation would be rejected: {filtered.reason}")
+
+
+class PolicySlot:
+    """The policy that runs on a robot, and those on their way into its place. The threads of all of them are its own."""
+
+    def __init__(
+        self,
+        path: Path,
+        contract: RobotContract,
+        waiting: Callable[[float], Waiting],
+        open_session: Callable[[PolicyArtifact], OnnxPolicy] = OnnxPolicy.from_artifact,
+        on_thread_start: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Opens the first policy; see :func:`open_policy`."""
+        self._contract = contract
+        self._waiting = waiting
+        self._open_session = open_session
+        self._on_thread_start = on_thread_start
+        self._workers: list[InferenceWorker] = []
+        self.running = self._open(path)
+
+    def swap(self, path: Path, control: ControlLoop, buffer: ObservationBuffer, lock: threading.Lock, now_ns: Callable[[], int]) -> None:
+        """Makes another file take over from the next chunk on. It is verified, warmed up and tried apart; ticks go on meanwhile.
+
+        Args:
+            path: policy file.
+            control: the loop that runs the old one.
+            buffer: the observation that the new one is tried on, if there is one at present.
+            lock: guards the loop.
+            now_ns: the data's clock.
+
+        Raises:
+            OtprError: with the reason why the old policy was kept.
+        """
+        self._on_thread_start()
+        old, new = self.running, self._open(path)
+        try:
+            check_replaces(old.spec, new.spec)
+            observation = buffer.observe(now_ns())
+            if not isinstance(observation, Missing):
+                probe(new, new.spec.observation.flatten(observation.values), self._contract.limits)
+            _change(control, new, lock, now_ns)
+        except Exception:
+            self._close(new.worker)
+            raise
+        self.running = new
+        self._close(old.worker)
+
+    def interrupt(self) -> None:
+        """Keeps the control thread from waiting for any inference."""
+        for worker in self._workers:
+            worker.interrupt()
+
+    def resume(self) -> None:
+        """Undoes :meth:`interrupt`."""
+        for worker in self._workers:
+            worker.resume()
+
+    def close(self, complain: Callable[[str], object] = lambda text: None) -> None:
+        """Ends all threads, and complains of those that hang in an inference."""
+        hung = sum(self._close(worker) for worker in list(self._workers))
+        if hung:
+            complain(f"{hung} inference(s) hang and were left to themselves; restart the process to be rid of them")
+
+    def _open(self, path: Path) -> LoadedPolicy:
+        loaded = open_policy(path, self._contract, self._waiting, self._open_session, self._on_thread_start)
+        self._workers.append(loaded.worker)
+        return loaded
+
+    def _close(self, worker: InferenceWorker) -> int:
+        self._workers.remove(worker)
+        return worker.close()
+
+
+def _change(control: ControlLoop, new: LoadedPolicy, lock: threading.Lock, now_ns: Callable[[], int]) -> None:
+    """Hands a policy to the loop and waits until it has taken over. Raises ContractError when the loop keeps the old one."""
+    done = threading.Event()
+    reasons: list[str | None] = []
+
+    def outcome(reason: str | None) -> None:
+        reasons.append(reason)
+        done.set()
+
+    with lock:
+        control.change_policy(new.worker, outcome, now_ns())
+    if not done.wait(_SWAP_TIMEOUT_S):
+        with lock:
+            control.executor.give_up_change(f"no chunk of it was joined within {_SWAP_TIMEOUT_S:g} s")
+        done.wait()
+    if reasons[0] is not None:
+        raise ContractError(reasons[0])

@@ -8,11 +8,11 @@ judged with one timing and deployed with another is judged wrongly.
 import numpy as np
 
 from otpr_policy.chunk import ChunkPolicy
-from otpr_policy.chunk_executor import BLEND, ChunkExecutor
+from otpr_policy.chunk_executor import ChunkExecutor
 from otpr_policy.errors import UnderrunError
 from otpr_policy.lanes import SimulatedLanes
 from otpr_policy.spec import Array
-from otpr_policy.timeline import Gap, TimelineCounters
+from otpr_policy.timeline import SEAM_TICKS, Gap, TimelineCounters
 
 
 class RecedingHorizon:
@@ -22,9 +22,9 @@ class RecedingHorizon:
     when its first chunk is there: until then the robot would stand still.
     """
 
-    def __init__(self, policy: ChunkPolicy, delay_ticks: int = 0, blend: int = BLEND) -> None:
-        """``delay_ticks``: simulated, in control steps; ``blend``: see :class:`otpr_policy.timeline.Timeline`."""
-        self._executor = ChunkExecutor(SimulatedLanes(policy, delay_ticks), blend)
+    def __init__(self, policy: ChunkPolicy, delay_ticks: int = 0, seam_ticks: int = SEAM_TICKS) -> None:
+        """``delay_ticks``: simulated, in control steps; ``seam_ticks``: see :class:`otpr_policy.timeline.Timeline`."""
+        self._executor = ChunkExecutor(SimulatedLanes(policy, delay_ticks), seam_ticks)
         self._reset = False
         self._tick = -1
 

@@ -2,7 +2,7 @@
 """Computing a flight again: the same policy, on the same observations and noise, has to yield the same chunks and actions, bit for bit.
 
 Each request of a flight holds all that goes into one inference, so that none depends on another. An action is an entry of
-one chunk, or at a seam the blend of two, computed as :class:`otpr_policy.timeline.Timeline` does.
+one chunk, less a correction after a seam, computed by the timeline's own function.
 """
 
 from collections.abc import Mapping
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from otpr_policy.chunk import ChunkPolicy
+from otpr_policy.errors import RecordingError
 from otpr_policy.flight import FlightLog
 from otpr_policy.lanes import infer
 from otpr_policy.spec import Array
-from otpr_policy.timeline import Source, TimedAction
+from otpr_policy.timeline import SEAM_TICKS, ChunkRequest, TimedAction, seam_correction
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,12 @@ class ReplayReport:
         return {"exact": self.exact, **asdict(self)}
 
 
-def replay(log: FlightLog, policies: Mapping[str, ChunkPolicy]) -> ReplayReport:
-    """Computes again what the given policies, by the sha256 of their files, were asked for."""
+def replay(log: FlightLog, policies: Mapping[str, ChunkPolicy], seam_ticks: int = SEAM_TICKS) -> ReplayReport:
+    """Computes again what the given policies, by the sha256 of their files, were asked for; ``seam_ticks`` as it was in the flight.
+
+    Raises:
+        RecordingError: a policy reads inputs of other shapes.
+    """
     chunks: dict[int, Array] = {}
     recorded = {record.result.request.number: record.result.chunk for record in log.results}
     chunk_differences, missing = [], 0
@@ -62,6 +67,7 @@ def replay(log: FlightLog, policies: Mapping[str, ChunkPolicy]) -> ReplayReport:
         if chunk is None:
             missing += 1
         elif record.policy in policies:
+            _check_shapes(policies[record.policy], request)
             chunks[request.number] = infer(policies[record.policy], request)
             chunk_differences.append(_difference(chunk, chunks[request.number]))
     action_differences: list[float | None] = []
@@ -69,7 +75,7 @@ def replay(log: FlightLog, policies: Mapping[str, ChunkPolicy]) -> ReplayReport:
     for tick in log.ticks:
         if not isinstance(tick.action, TimedAction):
             continue
-        again = _action(tick.action, chunks)
+        again = _action(tick.action, chunks, seam_ticks)
         if again is None:
             uncovered += 1
             continue
@@ -87,17 +93,27 @@ def replay(log: FlightLog, policies: Mapping[str, ChunkPolicy]) -> ReplayReport:
     )
 
 
-def _action(action: TimedAction, chunks: Mapping[int, Array]) -> Array | None:
-    new = _entry(action.source, chunks)
-    if new is None or action.old is None:
-        return new
-    old = _entry(action.old, chunks)
-    return None if old is None else (1.0 - action.old_weight) * new + action.old_weight * old
+def _check_shapes(policy: ChunkPolicy, request: ChunkRequest) -> None:
+    reads = (policy.spec.observation_horizon, policy.spec.observation.size), policy.noise_shape
+    given = request.observation.shape, request.noise.shape
+    if reads != given:
+        raise RecordingError(
+            f"the policy reads observations and noise of {reads[0]} and {reads[1]}, the flight has {given[0]} and {given[1]}"
+        )
 
 
-def _entry(source: Source, chunks: Mapping[int, Array]) -> Array | None:
-    chunk = chunks.get(source.request)
-    return None if chunk is None else np.asarray(chunk[source.index])
+def _action(action: TimedAction, chunks: Mapping[int, Array], seam_ticks: int) -> Array | None:
+    """The action computed again, None when one of its chunks was not."""
+    chunk, seam = chunks.get(action.source.request), action.seam
+    if chunk is None:
+        return None
+    vector = np.asarray(chunk[action.source.index])
+    if seam is None:
+        return vector
+    old, new = chunks.get(seam.old.request), chunks.get(seam.new.request)
+    if old is None or new is None:
+        return None
+    return np.asarray(vector - seam_correction(old, new, seam.old.index, seam.new.index, seam.since, seam_ticks))
 
 
 def _difference(recorded: Array, again: Array) -> float | None:

@@ -11,7 +11,7 @@ from enum import Enum
 import numpy as np
 
 from otpr_policy.command import CartesianTarget
-from otpr_policy.errors import ContractError
+from otpr_policy.limits import Limits
 from otpr_policy.rotation import columns_to_matrix, quaternion_to_matrix
 from otpr_policy.spec import Array, VectorSpec
 
@@ -25,44 +25,6 @@ class Band(Enum):
     PASS = "pass"
     CLAMP = "clamp"
     REJECT = "reject"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of one robot, from its contract.
-
-    Args:
-        workspace_low, workspace_high: the box that target positions must lie in, (3,) [m], in the robot's frame.
-        workspace_margin_m: how far outside the box a target is still clamped onto it; beyond, it is rejected.
-        max_distance_m: farthest that a target may lie from the measured hand.
-        max_rotation_rad: largest angle between target and measured orientation.
-        action_margin: an action field may lie outside its range by this fraction of the range and be clamped.
-        observation_margin: an observation may lie outside its training range by this fraction of the range.
-        observation_floor: and in any case by this much, in the field's unit, for fields that hardly moved in training.
-
-    Raises:
-        ContractError: a limit is not finite, negative, or upside down.
-    """
-
-    workspace_low: tuple[float, float, float]
-    workspace_high: tuple[float, float, float]
-    workspace_margin_m: float
-    max_distance_m: float
-    max_rotation_rad: float
-    action_margin: float
-    observation_margin: float
-    observation_floor: float
-
-    def __post_init__(self) -> None:
-        for axis, low, high in zip("xyz", self.workspace_low, self.workspace_high, strict=True):
-            if not (np.isfinite(low) and np.isfinite(high) and low < high):
-                raise ContractError(f"limits: workspace {axis} [{low}, {high}] is not a finite range")
-        for name in ("max_distance_m", "max_rotation_rad"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise ContractError(f"limits: {name} is {getattr(self, name)}, must be a finite number above 0")
-        for name in ("workspace_margin_m", "action_margin", "observation_margin", "observation_floor"):
-            if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ContractError(f"limits: {name} is {getattr(self, name)}, must be a finite number of at least 0")
 
 
 @dataclass(frozen=True, eq=False)

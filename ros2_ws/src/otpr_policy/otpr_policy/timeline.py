@@ -21,6 +21,8 @@ import numpy as np
 from otpr_policy.history import ObservationHistory
 from otpr_policy.spec import Array, PolicySpec
 
+SEAM_TICKS = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Committed:
@@ -87,14 +89,13 @@ class Source:
 class TimedAction:
     """The action (Da,) of a tick and where it is from.
 
-    ``old`` and ``old_weight``: at a seam the action is ``(1 - old_weight) * new + old_weight * old``; elsewhere None and 0.
+    ``seam``: where the chunk took over from another one within the last few ticks; see :func:`seam_correction`.
     """
 
     tick: int
     vector: Array
     source: Source
-    old: Source | None = None
-    old_weight: float = 0.0
+    seam: "SeamPoint | None" = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,15 @@ class TimelineCounters:
     stale_chunks: int = 0  # of an older epoch
 
 
+@dataclass(frozen=True)
+class SeamPoint:
+    """Where two chunks met: what each had for the tick of the join, and how many ticks ago that was."""
+
+    old: Source
+    new: Source
+    since: int
+
+
 @dataclass(frozen=True, eq=False)
 class _Running:
     """A chunk that has joined: it covers ticks first .. first + len - 1 and is planned to be left at tick ``end``."""
@@ -134,6 +144,20 @@ class _Running:
         return self.chunk[index] if 0 <= index < len(self.chunk) else None
 
 
+def seam_correction(old: Array, new: Array, old_index: int, new_index: int, since: int, ticks: int) -> Array:
+    """What is taken off the new chunk's action (Da,) so that the motion does not jump where it takes over from the old one.
+
+    At the join the two chunks (Ta, Da) differ by a jump. Of it, each tick lets through as much as the largest step inside either chunk,
+    or the ``ticks``-th part of the jump where that is more; so it is gone after ``ticks`` ticks. ``since``: ticks after the join.
+    A jump no larger than the chunks' own steps is not touched.
+    """
+    jump = new[new_index] - old[old_index]
+    steps = [np.abs(np.diff(chunk, axis=0)).max(axis=0, initial=0.0) for chunk in (old, new)]
+    passes = np.maximum(np.maximum(*steps), np.abs(jump) / ticks)
+    left: Array = np.sign(jump) * np.maximum(0.0, np.abs(jump) - (since + 1) * passes)
+    return left
+
+
 @dataclass(frozen=True)
 class Seam:
     """The differences (Da,) between what old and new chunk say for the tick at which they meet: as found, and as carried out."""
@@ -148,17 +172,17 @@ class Timeline:
     In each tick: :meth:`observe`, then while :meth:`due` :meth:`request`, then :meth:`deliver` what has come, then :meth:`act`.
     """
 
-    def __init__(self, spec: PolicySpec, noise_shape: tuple[int, ...], blend: int = 0) -> None:
+    def __init__(self, spec: PolicySpec, noise_shape: tuple[int, ...], seam_ticks: int = SEAM_TICKS) -> None:
         """A timeline without an episode; :meth:`reset` comes first.
 
         Args:
             spec: of the policy.
             noise_shape: of one inference's noise.
-            blend: over how many actions a late chunk takes over from the one before it; see :meth:`act`.
+            seam_ticks: within how many ticks a late chunk takes over from the one before it, see :func:`seam_correction`; 0 is at once.
         """
         self._spec = spec
         self._noise_shape = noise_shape
-        self._blend = blend
+        self._seam_ticks = seam_ticks
         self._history = ObservationHistory(spec.observation_horizon)
         self._rng: np.random.Generator | None = None
         self._generation = 0
@@ -293,11 +317,7 @@ class Timeline:
         return True
 
     def act(self) -> TimedAction | Gap:
-        """The action (Da,) of the present tick.
-
-        Over the first ``blend`` actions of a chunk that came late the old chunk's share falls in equal parts, B / (B + 1) .. 1 / (B + 1),
-        as far as it reaches. A chunk that comes in the tick it was asked for is carried out as it is.
-        """
+        """The action (Da,) of the present tick. A chunk that came in the tick it was asked for is carried out as it is."""
         tick, running = self._tick, self._running
         vector = None if running is None else running.at(tick)
         if running is None or vector is None:
@@ -307,17 +327,25 @@ class Timeline:
             return Gap(tick, expected)
         self.counters.bridged_ticks += tick >= running.end
         source = Source(running.request.number, tick - running.first)
-        weight, old = self._share_of_old(tick), None if self._before is None else self._before.at(tick)
-        if weight == 0.0 or old is None or self._before is None:
+        point = self._seam_point()
+        if point is None:
             return TimedAction(tick, vector.copy(), source)
-        blended = (1.0 - weight) * vector + weight * old
-        return TimedAction(tick, blended, source, Source(self._before.request.number, tick - self._before.first), weight)
+        return TimedAction(tick, vector - self._correction(point), source, point)
 
-    def _share_of_old(self, tick: int) -> float:
-        running = self._running
-        if running is None or running.joined == running.first:
-            return 0.0
-        return max(0.0, 1.0 - (tick - running.joined + 1) / (self._blend + 1))
+    def _seam_point(self) -> SeamPoint | None:
+        """Of the present tick, None where the running chunk is carried out as it is."""
+        running, before = self._running, self._before
+        if running is None or before is None or running.joined == running.first or before.at(running.joined) is None:
+            return None
+        since = self._tick - running.joined
+        if since >= self._seam_ticks:
+            return None
+        old = Source(before.request.number, running.joined - before.first)
+        return SeamPoint(old, Source(running.request.number, running.joined - running.first), since)
+
+    def _correction(self, point: SeamPoint) -> Array:
+        assert self._running is not None and self._before is not None
+        return seam_correction(self._before.chunk, self._running.chunk, point.old.index, point.new.index, point.since, self._seam_ticks)
 
     def _measure_seam(self) -> None:
         """Only where the old chunk has an action for the tick of the join."""
@@ -326,7 +354,8 @@ class Timeline:
         new = None if self._running is None else self._running.at(tick)
         if old is not None and new is not None:
             found = new - old
-            self.seam = Seam(found, (1.0 - self._share_of_old(tick)) * found)
+            point = self._seam_point()
+            self.seam = Seam(found, found if point is None else found - self._correction(point))
 
     def _previous(self) -> Array | None:
         """The last chunk, moved so that a policy which shifts it by its executed length finds the actions of the present tick in front."""

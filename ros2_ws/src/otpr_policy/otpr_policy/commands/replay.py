@@ -30,7 +30,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     flight = read_flight(arguments.file)
     policies = _policies(flight, arguments)
-    report = replay(flight.log, {flown: OnnxPolicy.from_artifact(artifact) for flown, artifact in policies.items()})
+    sessions = {flown: OnnxPolicy.from_artifact(artifact) for flown, artifact in policies.items()}
+    report = replay(flight.log, sessions, int(flight.facts["seam_ticks"]))
     if arguments.json:
         files = {flown: artifact.sha256 for flown, artifact in policies.items()}
         print(json.dumps({**report.to_json(), "reason": flight.facts.get("reason", ""), "policies": files}))

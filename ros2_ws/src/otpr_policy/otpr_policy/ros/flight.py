@@ -3,7 +3,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rclpy.node import Node
@@ -44,9 +43,9 @@ class NodeFlight:
         self.stopped: Callable[[str], None] = self._box.stopped
         keep(node.create_service(Trigger, "~/save", self._on_save))
 
-    def add_policy(self, loaded: LoadedPolicy, path: Path) -> None:
-        """Notes a policy that may be asked for chunks from now on, and the file that it is from."""
-        self._box.add_policy(loaded.worker, loaded.artifact.sha256, path, loaded.providers)
+    def add_policy(self, loaded: LoadedPolicy) -> None:
+        """Notes a policy, so that a flight says where its file is."""
+        self._box.add_policy(loaded.artifact.sha256, loaded.path, loaded.providers)
 
     def close(self) -> None:
         """Ends the writer after what was asked for is written, or after a while."""

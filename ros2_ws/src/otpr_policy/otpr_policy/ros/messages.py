@@ -8,7 +8,8 @@ from typing import Any
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.duration import Duration
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
@@ -44,6 +45,34 @@ LATCHED_QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
 STATE_PUBLISHER_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE)
+SWITCH_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # reads any publisher
+
+LIVELINESS_LEASE_S = 0.04  # after this long without a sign of life from a commander, a consumer that listens for it stops
+_OFFERED_DEADLINE, _REQUESTED_DEADLINE = 3, 4  # in control periods
+
+
+def offered_command_qos(period_s: float) -> QoSProfile:
+    """QoS of a commander in real time: promises a command every few control periods, and a sign of life in every lease.
+
+    A consumer that asks for neither gets the commands all the same.
+    """
+    return _command_qos(_OFFERED_DEADLINE * period_s)
+
+
+def requested_command_qos(period_s: float) -> QoSProfile:
+    """QoS of a consumer that wants to be told when commands stop or their sender dies. Only a commander that promises both is heard."""
+    return _command_qos(_REQUESTED_DEADLINE * period_s)
+
+
+def _command_qos(deadline_s: float) -> QoSProfile:
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=1,
+        reliability=ReliabilityPolicy.RELIABLE,
+        deadline=Duration(nanoseconds=round(deadline_s * 1e9)),
+        liveliness=LivelinessPolicy.MANUAL_BY_TOPIC,
+        liveliness_lease_duration=Duration(nanoseconds=round(LIVELINESS_LEASE_S * 1e9)),
+    )
 
 
 def subscription_qos(reliability: Reliability) -> QoSProfile:

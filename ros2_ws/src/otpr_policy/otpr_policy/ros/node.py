@@ -4,10 +4,12 @@
     configure    load, verify, warm up, subscribe            cleanup     undo that
     activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
-    ~/save       write the last seconds to a file, as every stop does by itself (std_srvs/Trigger; flight.py)
+    ~/load       another policy, without stopping            ~/save      write the last seconds to a file (std_srvs/Trigger)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
-ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it.
+ticks and publishes; inference has threads of its own (inference_worker.py), and so has ~/load (hot_swap.py). ``_lock`` guards the
+control loop between them. Message callbacks never take it, nor does the watchdog's thread (guard.py), which can take the permission to
+send away from a control thread that hangs.
 """
 
 import gc
@@ -15,7 +17,6 @@ import json
 import sys
 import threading
 import traceback
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,17 +30,20 @@ from std_srvs.srv import SetBool, Trigger
 
 from otpr_policy.chunk import episode_rng
 from otpr_policy.contract import ObservationSource, RobotContract, load_contract
-from otpr_policy.control import ControlLoop, State
-from otpr_policy.errors import ContractError, OtprError, unknown
+from otpr_policy.control import MAY_MOVE, ControlLoop, State
+from otpr_policy.dead_man import AfterRelease
+from otpr_policy.errors import ContractError, OtprError
 from otpr_policy.health import Percentiles
 from otpr_policy.inference import OnnxPolicy
-from otpr_policy.inference_worker import InferenceWorker, Waiting
-from otpr_policy.loading import LoadedPolicy, open_policy
-from otpr_policy.observation import ObservationBuffer
+from otpr_policy.inference_worker import Waiting
+from otpr_policy.loading import PolicySlot
+from otpr_policy.observation import Missing, ObservationBuffer
 from otpr_policy.realtime import Role, Scheduler
-from otpr_policy.ros.control_thread import ControlThread, Pacing
+from otpr_policy.ros.control_thread import ControlThread, Pacing, parse_pacing
 from otpr_policy.ros.diagnostics import diagnostics
 from otpr_policy.ros.flight import NodeFlight
+from otpr_policy.ros.guard import Guard
+from otpr_policy.ros.hot_swap import PARAMETER, HotSwap
 from otpr_policy.ros.messages import (
     COMMAND_QOS,
     LATCHED_QOS,
@@ -47,6 +51,7 @@ from otpr_policy.ros.messages import (
     decode,
     encode_gripper,
     encode_pose,
+    offered_command_qos,
     stamp_to_ns,
     subscription_qos,
 )
@@ -67,8 +72,7 @@ class PolicyNode(LifecycleNode):
         self.scheduler = Scheduler(self.parameters.realtime, self.parameters.realtime_priority)
         self._lock = threading.Lock()
         self._loop: ControlLoop | None = None
-        self._flight: NodeFlight | None = None
-        self._workers: list[InferenceWorker] = []
+        self._undo: list[Callable[[], None]] = []  # what configure has begun
         self._thread: ControlThread | None = None
         self._entities: list[Any] = []  # what configure made, in order
         self._published_state = ""
@@ -101,19 +105,20 @@ class PolicyNode(LifecycleNode):
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
         self.scheduler.lock_memory()
-        for worker in self._workers:
-            worker.resume()
-        assert self._flight is not None
+        self._slot.resume()
+        if self._pacing is Pacing.CLOCK:  # in lockstep the world waits for us, however long we take
+            publishers = (self._pose_publisher, self._gripper_publisher)
+            self._guard.start(self._slot.running.spec.period_s, self._control, self._is_fresh, publishers, self._tell_stopped)
         self._thread = ControlThread(
             self._flight.around(self._tick),
             pacing=self._pacing,
-            period_s=self._loaded.spec.period_s,
+            period_s=self._slot.running.spec.period_s,
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             buffer=self._buffer,
             counters=self._control.counters,
             on_start=self._enter_control,
         )
-        self.get_logger().info(f"ready: {self._describe()}; engage with ~/engage")
+        self.get_logger().info(f"ready: {self._slot.running.describe(self._contract.robot)}; engage with ~/engage")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -147,73 +152,66 @@ class PolicyNode(LifecycleNode):
     # Configure and back
 
     def _configure(self) -> None:
-        if not self.parameters.policy or not self.parameters.robot:
+        path = str(self.get_parameter(PARAMETER).value)
+        if not path or not self.parameters.robot:
             raise ContractError("parameters 'policy' and 'robot' must be given")
         if self.parameters.noise_seed < 0:
             raise ContractError(f"parameter 'noise_seed' is {self.parameters.noise_seed}, must be 0 or more")
-        self._pacing = _parse_pacing(self.parameters.pacing)
+        self._pacing = parse_pacing(self.parameters.pacing)
         self._contract: RobotContract = load_contract(self.parameters.robot)
-        self._loaded: LoadedPolicy = self._open(Path(self.parameters.policy))
-        spec = self._loaded.spec
+        waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
+        open_session = partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu)
+        self._slot = PolicySlot(Path(path), self._contract, waiting, open_session, partial(self.scheduler.enter, Role.INFERENCE))
+        self._undo.append(partial(self._slot.close, self.get_logger().error))
+        spec = self._slot.running.spec
         self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
-        self._control = ControlLoop(self._loaded.worker, self._buffer, self._contract.limits, self._contract.stop_after_s)
+        contract, switch = self._contract, self._contract.dead_man_switch
+        after = AfterRelease.ENGAGE if switch is None else switch.after_release
+        worker, finger = self._slot.running.worker, contract.measured_finger
+        self._control = ControlLoop(
+            worker, self._buffer, contract.limits, contract.stop_after_s, measured_finger=finger, after_release=after
+        )
         self._loop = self._control
-        self._flight = NodeFlight(self, self.parameters, self._contract, self._control, self.scheduler, self._keep)
-        self._flight.add_policy(self._loaded, Path(self.parameters.policy))
+        self._flight = NodeFlight(self, self.parameters, contract, self._control, self.scheduler, self._keep)
+        self._undo.append(self._flight.close)
         self._subscribe()
         self._advertise()
+        self._guard = Guard(self, contract, self._keep, self._on_rival)
+        self._undo.append(HotSwap(self, self._swap, lambda: self._slot.running).close)
 
-    def _open(self, path: Path) -> LoadedPolicy:
-        waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
-        loaded = open_policy(
-            path,
-            self._contract,
-            waiting,
-            partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu),
-            partial(self.scheduler.enter, Role.INFERENCE),
-        )
-        self._workers.append(loaded.worker)
-        return loaded
+    def _swap(self, path: Path) -> None:
+        """Lets another policy file take over; in the thread of ~/load."""
+        self._slot.swap(path, self._control, self._buffer, self._lock, self._data_time_ns)
+        self._publish_identity()
 
-    def _close_worker(self, worker: InferenceWorker) -> None:
-        self._workers.remove(worker)
-        hung = worker.close()
-        if hung:
-            self.get_logger().error(f"{hung} inference(s) hang and were left to themselves; restart the process to be rid of them")
+    def _publish_identity(self) -> None:
+        self._flight.add_policy(self._slot.running)
+        self._identity_publisher.publish(String(data=json.dumps(self._slot.running.identity())))
 
     def _subscribe(self) -> None:
-        by_topic: dict[str, dict[str, ObservationSource]] = defaultdict(dict)
-        for name in self._loaded.spec.observation.names:
-            source = self._contract.observations[name]
-            by_topic[source.topic][name] = source
-        for topic, sources in by_topic.items():
-            kinds = {(source.type, source.reliability) for source in sources.values()}
-            if len(kinds) != 1:
-                raise ContractError(f"topic {topic} is given two types or reliabilities, by {', '.join(sources)}")
-            ((kind, reliability),) = kinds
+        for topic, sources in self._contract.sources_by_topic(self._slot.running.spec.observation.names).items():
+            source = next(iter(sources.values()))
             callback = partial(self._on_message, sources)
-            self._keep(self.create_subscription(MESSAGE_CLASSES[kind], topic, callback, subscription_qos(reliability)))
+            kind = MESSAGE_CLASSES[source.type]
+            self._keep(self.create_subscription(kind, topic, callback, subscription_qos(source.reliability)))
 
     def _advertise(self) -> None:
-        contract = self._contract
-        keep = self._keep
-        self._pose_publisher = keep(self.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, COMMAND_QOS))
-        self._gripper_publisher = keep(self.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, COMMAND_QOS))
+        contract, keep = self._contract, self._keep
+        qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(self._slot.running.spec.period_s)
+        self._pose_publisher = keep(self.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, qos))
+        self._gripper_publisher = keep(self.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, qos))
         self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))
         self._state_publisher = keep(self.create_publisher(String, "~/state", LATCHED_QOS))
         self._identity_publisher = keep(self.create_publisher(String, "~/artifact", LATCHED_QOS))
-        self._identity_publisher.publish(String(data=json.dumps(self._loaded.identity())))
+        self._publish_identity()
         keep(self.create_service(SetBool, "~/engage", self._on_engage))
         keep(self.create_service(Trigger, "~/reset", self._on_reset))
         keep(self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics))
 
     def _unconfigure(self) -> None:
         self._loop = None
-        while self._workers:
-            self._close_worker(self._workers[-1])
-        if self._flight is not None:
-            self._flight.close()
-            self._flight = None
+        while self._undo:
+            self._undo.pop()()
         destroy: dict[str, Callable[[Any], bool]] = {
             "Subscription": self.destroy_subscription,
             "Publisher": self.destroy_publisher,
@@ -222,8 +220,7 @@ class PolicyNode(LifecycleNode):
             "Timer": self.destroy_timer,
         }
         while self._entities:
-            entity = self._entities.pop()
-            destroy[type(entity).__name__](entity)
+            destroy[type(self._entities[-1]).__name__](self._entities.pop())
 
     def _keep(self, entity: Any) -> Any:
         """Notes what cleanup has to destroy, the moment it exists: the next one may fail to be made."""
@@ -232,10 +229,10 @@ class PolicyNode(LifecycleNode):
 
     def _stop_ticking(self, reason: str) -> None:
         if self._thread is not None:
-            for worker in self._workers:
-                worker.interrupt()
+            self._slot.interrupt()
             self._thread.close()
             self._thread = None
+            self._guard.close()
         if self._loop is not None:
             with self._lock:
                 self._loop.disengage(reason)
@@ -252,14 +249,19 @@ class PolicyNode(LifecycleNode):
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
         try:
+            self._guard.beat()
             with self._lock:  # over publishing too: once a service has disengaged, nothing more is sent
-                command = self._control.tick(now_ns)
+                command = self._control.tick(now_ns, self._guard.released())
                 if command is not None:
                     # Everything is encoded before anything is sent: a failure leaves nothing half-sent.
                     pose = encode_pose(command.target, self._contract.pose_command.frame, command.stamp_ns)
                     gripper = encode_gripper(command.target)
-                    self._gripper_publisher.publish(gripper)
-                    self._pose_publisher.publish(pose)
+                    if self._guard.permit.revoked is None:  # asked last: however long all this took, the watchdog had its say
+                        self._gripper_publisher.publish(gripper)
+                        self._pose_publisher.publish(pose)
+                if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
+                    self._control.stop(self._guard.permit.revoked)
+                    command = None
             self._publish_state()
             return command is not None
         except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
@@ -300,13 +302,12 @@ class PolicyNode(LifecycleNode):
     def _engage(self) -> str | None:
         if self._thread is None:
             return "the node is not active"
-        for topic in (self._contract.pose_command.topic, self._contract.gripper_command.topic):
-            commanders = self.count_publishers(topic)
-            if commanders != 1:
-                return f"{commanders} nodes publish on {topic}; only one may command the robot"
+        refused = self._guard.refusal()
+        if refused is not None:
+            return refused
         with self._lock:
             now_ns = self._data_time_ns()
-            refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
+            refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements), self._guard.released())
         if refused is None:
             self._engagements += 1
             self._thread.answer_again()
@@ -315,10 +316,21 @@ class PolicyNode(LifecycleNode):
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
             self._control.reset()
+            self._guard.permit.grant()
         response.success = True
         response.message = self._control.state.value
         self._publish_state()
         return response
+
+    def _on_rival(self, reason: str) -> None:
+        with self._lock:
+            if self._control.state not in MAY_MOVE:
+                return
+            self._control.stop(reason)
+        self._publish_state()
+
+    def _is_fresh(self) -> bool:
+        return not isinstance(self._buffer.observe(self._data_time_ns()), Missing)
 
     def _data_time_ns(self) -> int:
         """Now on the clock that observations are stamped with; in lockstep time is where the observation is."""
@@ -329,52 +341,41 @@ class PolicyNode(LifecycleNode):
     # Telling
 
     def _publish_state(self) -> None:
-        with (
-            self._lock
-        ):  # services and the control thread both tell; state and reason are one thing, and the last told must be the last set
-            self._publish_state_locked()
+        with self._lock:  # services and the control thread both tell; state and reason are one, and the last told must be the last set
+            state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
+            if state != self._published_state:
+                self._published_state = state
+                self._state_publisher.publish(String(data=state))
+            if self._control.state is not self._logged_state:  # a reason may change with every tick; the log gets the first one
+                self._logged_state = self._control.state
+                if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
+                    self.get_logger().warning(state)
+                else:
+                    self.get_logger().info(state)
 
-    def _publish_state_locked(self) -> None:
-        state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
-        if state != self._published_state:
-            self._published_state = state
-            self._state_publisher.publish(String(data=state))
-        if self._control.state is not self._logged_state:  # a reason may change with every tick; the log gets the first one
-            self._logged_state = self._control.state
-            if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
-                self.get_logger().warning(state)
-            else:
-                self.get_logger().info(state)
+    def _tell_stopped(self, reason: str) -> None:
+        """Called by the watchdog, while the control thread may hang with ``_lock``: takes no lock."""
+        state = f"{State.STOPPED.value}: {reason}"
+        self._published_state = state
+        self._state_publisher.publish(String(data=state))
+        self.get_logger().error(state)
+        self._flight.stopped(reason)
 
     def _publish_diagnostics(self) -> None:
-        facts = {"robot": self._contract.robot, "providers": ", ".join(self._loaded.providers), "realtime": self.scheduler.describe()}
+        facts = {"robot": self._contract.robot, "providers": ", ".join(self._slot.running.providers), "realtime": self.scheduler.describe()}
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
                 self.get_clock().now().to_msg(),
-                self._control.state,
-                self._control.reason,
+                self._control.state if self._guard.permit.revoked is None else State.STOPPED,
+                self._guard.permit.revoked or self._control.reason,
                 self._control.counters,
                 self._control.executor.counters,
-                Percentiles.of(list(self._loaded.worker.durations_s)),
-                facts | self._loaded.identity(),
+                Percentiles.of(list(self._slot.running.worker.durations_s)),
+                facts | self._slot.running.identity(),
                 [denial.what for denial in self.scheduler.denials],
             )
         )
-
-    def _describe(self) -> str:
-        manifest = self._loaded.artifact.manifest
-        return (
-            f"{manifest.provenance.algorithm} policy for {manifest.provenance.task} ({self._loaded.artifact.sha256[:12]}) on "
-            f"{self._contract.robot} at {manifest.policy.control_rate_hz:g} Hz, {self._loaded.providers[0]}"
-        )
-
-
-def _parse_pacing(text: str) -> Pacing:
-    try:
-        return Pacing(text)
-    except ValueError as error:
-        raise ContractError(unknown("pacing", text, [pacing.value for pacing in Pacing])) from error
 
 
 def make() -> PolicyNode:

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What besides the control loop keeps the robot still: a person's switch, the watchdog, another commander.
+
+The guard's thread waits for nothing and takes no lock that the control thread takes. While the robot may move it
+asserts the liveliness of the command topics; when it stops doing so, a consumer that listens to liveliness stops within
+the lease, though the next tick may be far.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from rclpy.node import Node
+from sensor_msgs.msg import Joy
+from std_msgs.msg import Bool
+
+from otpr_policy.contract import RobotContract
+from otpr_policy.control import MAY_MOVE, ControlLoop, State
+from otpr_policy.dead_man import DeadMan, DeadManType
+from otpr_policy.ros.messages import SWITCH_QOS
+from otpr_policy.watchdog import Permit, Watchdog
+
+_CYCLE_S = 0.01
+Tell = Callable[[str], None]
+_RIVALS_PERIOD_S = 0.1
+
+
+class Guard:
+    """Watches from configure to cleanup; between :meth:`start` and :meth:`close` with a thread of its own."""
+
+    def __init__(self, node: Node, contract: RobotContract, keep: Callable[[Any], Any], on_rival: Callable[[str], None]) -> None:
+        """Subscribes and looks for other commanders from now on.
+
+        Args:
+            node: the policy node.
+            contract: the robot's.
+            keep: notes an entity that cleanup has to destroy.
+            on_rival: called, from the executor's thread, with why another commander must stop the robot.
+        """
+        self._node = node
+        self._topics = (contract.pose_command.topic, contract.gripper_command.topic)
+        self._on_rival = on_rival
+        self._switch = contract.dead_man_switch
+        self._dead_man: DeadMan | None = None
+        self.permit = Permit()
+        self._watchdog: Watchdog | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+        if self._switch is not None:
+            self._dead_man = DeadMan(self._switch.max_age_s)
+            kind = Joy if self._switch.type is DeadManType.JOY else Bool
+            keep(node.create_subscription(kind, self._switch.topic, self._on_switch, SWITCH_QOS))
+        keep(node.create_timer(_RIVALS_PERIOD_S, self._look_for_rivals))
+
+    def start(self, period_s: float, control: ControlLoop, fresh: Callable[[], bool], publishers: Sequence[Any], tell: Tell) -> None:
+        """Starts the watchdog's thread, which only reads what it is given.
+
+        Args:
+            period_s: control period.
+            control: the control loop; only its state is looked at.
+            fresh: whether there is an observation that a tick could use now.
+            publishers: of the command topics, whose liveliness is asserted.
+            tell: makes it known why the permission was taken away. Must not wait for a lock.
+        """
+        self._watchdog = Watchdog(period_s, time.monotonic())
+        self._closed.clear()
+        watch = partial(self._run, self._watchdog, control, fresh, publishers, tell)
+        self._thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread. Harmless without one."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._thread = self._watchdog = None
+
+    def released(self) -> str | None:
+        """Why the person's switch does not allow motion; None when it does, or when the contract asks for none."""
+        return None if self._dead_man is None else self._dead_man.problem(time.monotonic())
+
+    def beat(self) -> None:
+        """A control step begins. One that comes too late loses its permission even before the watchdog looks."""
+        if self._watchdog is not None:
+            late = self._watchdog.beat(time.monotonic())
+            if late is not None:
+                self.permit.revoke(late)
+
+    def refusal(self) -> str | None:
+        """Why engaging is refused, as far as the guard knows."""
+        rivals = self._rivals(exactly=True)
+        if rivals is not None:
+            return rivals
+        if self._switch is not None:
+            switches = self._node.count_publishers(self._switch.topic)
+            if switches != 1:
+                return f"{switches} nodes publish the dead-man switch on {self._switch.topic}; there must be one"
+        return None if self._watchdog is None else self._watchdog.problem(time.monotonic())
+
+    def _run(self, watchdog: Watchdog, control: ControlLoop, fresh: Callable[[], bool], publishers: Sequence[Any], tell: Tell) -> None:
+        while not self._closed.wait(_CYCLE_S):
+            state = control.state
+            if state not in MAY_MOVE:
+                continue
+            problem = watchdog.problem(time.monotonic())
+            if problem is not None and self.permit.revoked is None:
+                self.permit.revoke(problem)
+                tell(problem)
+            if state is State.ENGAGED and self.permit.revoked is None and self.released() is None and fresh():
+                for publisher in publishers:
+                    publisher.assert_liveliness()
+
+    def _on_switch(self, message: Any) -> None:
+        assert self._dead_man is not None and self._switch is not None
+        pressed = self._switch.is_pressed(message.buttons) if self._switch.type is DeadManType.JOY else bool(message.data)
+        self._dead_man.hear(pressed, time.monotonic())
+
+    def _look_for_rivals(self) -> None:
+        rivals = self._rivals()
+        if rivals is not None:
+            self._on_rival(rivals)
+
+    def _rivals(self, exactly: bool = False) -> str | None:
+        for topic in self._topics:
+            commanders = self._node.count_publishers(topic)
+            if commanders > 1:
+                return f"{commanders} nodes publish on {topic}: {', '.join(self._names(topic))}; only one may command the robot"
+            if exactly and commanders != 1:
+                return f"{commanders} nodes publish on {topic}; only one may command the robot"
+        return None
+
+    def _names(self, topic: str) -> list[str]:
+        found = self._node.get_publishers_info_by_topic(topic)
+        return sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in found)

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws of the limits of motion: what is slow enough passes bit for bit, and nothing that leaves is ever faster than allowed."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from otpr_policy.command import CartesianTarget
+from otpr_policy.limits import Limits
+from otpr_policy.rate import TargetLimiter, longest_step
+from otpr_policy.rotation import matrix_to_columns
+from otpr_policy.safety import Band, FilteredTarget
+from otpr_policy.spec import Array
+
+PERIOD_S = 0.1
+# With 0.1 s per step: 0.05 m and 0.1 rad of speed, 0.02 m and 0.04 rad of change, 0.02 m of finger.
+LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.30, 0.90, 0.1, 0.5, 0.05, 0.5, 2.0, 1.0, 4.0, 0.2, 1.0, 0.0)
+DOWN = np.diag([1.0, -1.0, -1.0])
+HOME = np.array([0.5, 0.0, 0.1])
+X = np.array([1.0, 0.0, 0.0])
+
+
+class Line:
+    """A limiter whose hand is measured at home, told targets by how far along x, turned about z, and how far open."""
+
+    def __init__(self, hand: Array = HOME, finger: float | None = 0.02, **changed: Any) -> None:
+        self.limiter = TargetLimiter(replace(LIMITS, **changed), PERIOD_S)
+        self.hand, self.finger = hand, finger
+
+    def filter(self, x: float = 0.0, turn: float = 0.0, finger: float = 0.02, direction: Array = X) -> FilteredTarget:
+        rotation = Rotation.from_rotvec([0, 0, turn]) * Rotation.from_matrix(DOWN)
+        target = CartesianTarget(HOME + x * direction, rotation.as_quat(), finger)
+        return self.limiter.filter(target, self.hand, matrix_to_columns(DOWN), self.finger)
+
+    def x(self, x: float) -> tuple[Band, float]:
+        filtered = self.filter(x)
+        return filtered.band, pytest.approx(float(filtered.target.position[0] - HOME[0]), abs=1e-9)
+
+
+def _turned(target: CartesianTarget) -> float:
+    return float((Rotation.from_quat(target.quaternion) * Rotation.from_matrix(DOWN).inv()).as_rotvec()[2])
+
+
+# How far a step may go
+
+
+def _allowed(step: Array, previous: Array, velocity: float, acceleration: float) -> bool:
+    """The definition, by brute force over the share of the previous step."""
+    shares = np.linspace(0, 1, 4001)
+    nearest = np.min(np.linalg.norm(step - shares[:, None] * previous, axis=1))
+    return bool(np.linalg.norm(step) <= velocity and nearest <= acceleration + 1e-6)
+
+
+def test_the_longest_step_is_the_longest_that_the_definition_allows() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        previous, direction = rng.normal(size=(2, 3)) * rng.choice([0.0, 0.01, 1.0, 3.0], size=(2, 1))
+        direction = rng.normal(size=3) if not direction.any() else direction
+        velocity, acceleration = rng.uniform(0.1, 4.0, size=2)
+        longest = longest_step(direction, previous, velocity, acceleration)
+        unit = direction / np.linalg.norm(direction)
+        assert _allowed((longest - 1e-5) * unit, previous, velocity, acceleration)
+        assert not _allowed((longest + 2e-5) * unit, previous, velocity, acceleration)
+
+
+@pytest.mark.parametrize(
+    ("step", "previous", "longest"),
+    [
+        ([1, 0, 0], [0, 0, 0], 2.0),  # from rest: the acceleration
+        ([1, 0, 0], [3, 0, 0], 5.0),  # straight on: as before and the acceleration
+        ([1, 0, 0], [4, 0, 0], 5.5),  # the velocity
+        ([1, 0, 0], [-3, 0, 0], 2.0),  # back: stop, and then from rest
+        ([1, 0, 0], [0, 3, 0], 2.0),  # across
+        ([1, 0, 0], [3, 4, 0], 2.5),  # nearest at c = 3 * 2 / (4 * 5) = 0.3: 0.9 + sqrt(4 - 1.44)
+        ([1, 0, 0], [3, 1, 0], 3 + 3**0.5),  # nearest at the whole previous step
+        ([7, 0, 0], [3, 4, 0], 2.5),  # the length asked for does not matter
+        ([0, 0, 0], [3, 4, 0], np.inf),
+    ],
+)
+def test_the_longest_step_of_examples_computed_by_hand(step: list[float], previous: list[float], longest: float) -> None:
+    assert longest_step(np.array(step, float), np.array(previous, float), 5.5, 2.0) == pytest.approx(longest)
+
+
+# One step after another
+
+
+def test_a_motion_inside_its_limits_passes_and_is_the_same_object() -> None:
+    limiter = TargetLimiter(LIMITS, PERIOD_S)
+    position = HOME.copy()
+    for step in (0.02, 0.03, 0.049, 0.03, -0.019, 0.0, 0.0):
+        position = position + step * X
+        target = CartesianTarget(position, np.array([1.0, -0.0, 0.0, 0.0]), 0.02)
+        filtered = limiter.filter(target, HOME, matrix_to_columns(DOWN), 0.02)
+        assert (filtered.band, filtered.reason) == (Band.PASS, "")
+        assert filtered.target is target
+
+
+def test_a_target_speeds_up_to_its_limit_step_by_step_and_stops_at_once() -> None:
+    line = Line(rate_margin=10.0)
+    assert [line.x(0.2) for _ in range(7)] == [
+        (Band.CLAMP, 0.02),
+        (Band.CLAMP, 0.06),
+        (Band.CLAMP, 0.11),  # 0.05 per step is the velocity limit
+        (Band.CLAMP, 0.16),
+        (Band.PASS, 0.2),
+        (Band.PASS, 0.2),  # from 0.04 per step to 0: slowing down is free
+        (Band.PASS, 0.2),
+    ]
+    assert line.x(0.1) == (Band.CLAMP, 0.18)  # and from rest again
+
+
+def test_turning_back_goes_through_rest() -> None:
+    line = Line()
+    for x in (0.02, 0.05):
+        assert line.x(x)[0] is Band.PASS
+    assert line.x(0.02) == (Band.CLAMP, 0.03)
+
+
+def test_a_turn_is_limited_like_a_step() -> None:
+    line = Line(rate_margin=20.0)
+    turns = [_turned(line.filter(turn=0.5).target) for _ in range(7)]
+    assert turns == pytest.approx([0.04, 0.12, 0.22, 0.32, 0.42, 0.5, 0.5], abs=1e-8)
+
+
+def test_the_finger_has_a_speed_limit() -> None:
+    line = Line()
+    fingers = [line.filter(finger=finger).target.gripper_position for finger in (0.04, 0.0, 0.0, 0.0, 0.01)]
+    assert fingers == pytest.approx([0.04, 0.02, 0.0, 0.0, 0.01], abs=1e-9)
+    assert line.filter(finger=0.0).band is Band.PASS
+    line = Line(finger=0.05)
+    assert line.filter(finger=0.0).band is Band.REJECT  # more than twice what is allowed
+
+
+def test_a_finger_that_is_not_measured_starts_with_its_first_command() -> None:
+    line = Line(finger=None)
+    assert line.filter(finger=0.04).band is Band.PASS
+    assert line.filter(finger=0.01).target.gripper_position == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("part", ["x", "turn", "finger"])
+def test_the_parts_are_limited_apart(part: str) -> None:
+    """Where one is too fast the others come through bit for bit."""
+    asked: dict[str, float] = {"x": 0.01, "turn": 0.02, "finger": 0.03}
+    fast = {"x": 0.03, "turn": 0.06, "finger": 0.05}
+    whole = Line().filter(**asked).target
+    cut = Line().filter(**{**asked, part: fast[part]})
+    assert cut.band is Band.CLAMP
+    assert cut.reason == "the target moves too fast"
+    same = {
+        "x": cut.target.position.tobytes() == whole.position.tobytes(),
+        "turn": cut.target.quaternion.tobytes() == whole.quaternion.tobytes(),
+        "finger": cut.target.gripper_position == whole.gripper_position,
+    }
+    assert same == {name: name != part for name in asked}
+
+
+@pytest.mark.parametrize(
+    ("asked", "edge", "reason"),
+    [("x", 0.04, "hand moves by 0.041 m"), ("turn", 0.08, "hand turns by 0.081 rad"), ("finger", 0.04, "finger moves by 0.041 m")],
+)
+def test_the_bands_meet_at_the_limit_and_at_the_limit_plus_its_margin(asked: str, edge: float, reason: str) -> None:
+    offset = 0.02 if asked == "finger" else 0.0
+    at = {
+        name: Line(finger=0.02).filter(**{asked: offset + size})
+        for name, size in {"limit": edge / 2 - 1e-9, "over": edge / 2 + 1e-9, "edge": edge - 1e-9, "beyond": edge + 0.001}.items()
+    }
+    assert [at[name].band for name in ("limit", "over", "edge", "beyond")] == [Band.PASS, Band.CLAMP, Band.CLAMP, Band.REJECT]
+    assert at["beyond"].reason == f"in one step the target of the {reason}, far too fast"
+
+
+def test_without_a_margin_nothing_is_slowed_down() -> None:
+    assert Line(rate_margin=0.0).filter(0.0201).band is Band.REJECT
+    assert Line(rate_margin=0.0).filter(0.0199).band is Band.PASS
+
+
+def test_a_rejected_target_does_not_count_as_sent() -> None:
+    line = Line()
+    assert line.x(0.02)[0] is Band.PASS
+    assert line.x(0.29)[0] is Band.REJECT
+    assert line.x(0.06) == (Band.PASS, 0.06)
+
+
+# Start, rest, ramp
+
+
+def test_after_a_rest_the_hand_counts_as_at_rest_where_it_is_measured() -> None:
+    line = Line()
+    for x in (0.02, 0.06, 0.10):
+        assert line.x(x) == (Band.PASS, x)
+    line.limiter.rest()
+    line.hand = HOME + 0.2 * X
+    assert line.x(0.24) == (Band.CLAMP, 0.22)
+    assert line.x(0.2599) == (Band.PASS, 0.2599)
+
+
+def test_a_rest_keeps_the_fingers_target_and_a_start_takes_the_measured_one() -> None:
+    """What is held is thinner than nothing: measured 0.02 m, commanded 0. Going back to 0.02 m would let it fall."""
+    line = Line(finger=0.02)
+    assert line.filter(finger=0.0).target.gripper_position == 0.0
+    line.limiter.rest()
+    line.finger = 0.045
+    assert line.filter(finger=0.0).target.gripper_position == 0.0
+    line.limiter.start()
+    assert line.filter(finger=0.01).target.gripper_position == pytest.approx(0.025)
+
+
+def test_limits_grow_for_as_long_as_the_ramp_is_and_again_after_a_rest() -> None:
+    line = Line(rate_margin=100.0, ramp_in_s=0.4, max_acceleration_m_s2=100.0)
+    first = [line.x(0.2)[1] for _ in range(5)]
+    assert first == [0.0125, 0.0375, 0.075, 0.125, 0.175]  # a quarter, a half, three quarters of 0.05, and all of it
+    line.limiter.rest()
+    line.hand = HOME + 0.0 * X
+    assert [line.x(0.2)[1] for _ in range(2)] == [0.0125, 0.0375]
+
+
+def test_the_ramp_scales_acceleration_and_turn_and_finger_too_but_not_what_is_rejected() -> None:
+    line = Line(ramp_in_s=0.4)
+    filtered = line.filter(x=0.039, turn=0.079, finger=0.059)
+    assert filtered.band is Band.CLAMP
+    assert filtered.target.position[0] - HOME[0] == pytest.approx(0.005)
+    assert _turned(filtered.target) == pytest.approx(0.01)
+    assert filtered.target.gripper_position == pytest.approx(0.025)
+    assert Line(ramp_in_s=0.4).filter(x=0.041).band is Band.REJECT
+
+
+def test_a_ramp_of_zero_or_of_less_than_a_step_is_none() -> None:
+    for ramp_in_s in (0.0, 0.01, 0.1):
+        assert Line(ramp_in_s=ramp_in_s).filter(0.0199).band is Band.PASS
+
+
+# Together with the other limits
+
+
+def test_a_hand_outside_the_workspace_is_taken_for_its_nearest_point_inside_or_refused() -> None:
+    edge = LIMITS.workspace_low[2]
+    down = np.array([0.0, 0.0, 1.0])
+    outside = Line(hand=np.array([0.5, 0.0, edge - 0.049]))
+    filtered = outside.filter(edge - 0.1 - 0.049, direction=down)
+    assert filtered.band is Band.CLAMP
+    assert filtered.target.position[2] == edge
+    assert outside.filter(edge - 0.1 + 0.02, direction=down).band is Band.PASS
+    beyond = Line(hand=np.array([0.5, 0.0, edge - 0.051])).filter(edge - 0.1, direction=down)
+    assert (beyond.band, beyond.reason) == (Band.REJECT, "the hand is outside the workspace")
+
+
+def test_a_target_that_is_slowed_down_while_the_hand_is_pushed_away_is_rejected() -> None:
+    line = Line(max_distance_m=0.1, rate_margin=100.0)
+    assert line.x(0.01)[0] is Band.PASS
+    line.hand = HOME + 0.15 * X
+    filtered = line.filter(0.15)
+    assert filtered.band is Band.REJECT
+    assert filtered.reason.startswith("slowed down, the target lies 0.1")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_number_that_is_not_finite_is_rejected_wherever_it_stands(value: float) -> None:
+    assert Line().filter(x=value).band is Band.REJECT
+    assert Line().filter(finger=value).band is Band.REJECT
+    assert Line(finger=value).filter().band is Band.REJECT
+    assert Line(hand=np.array([value, 0.0, 0.1])).filter().band is Band.REJECT
+
+
+# Any sequence at all
+
+
+def _walk(
+    rng: np.random.Generator, steps: int
+) -> "tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]":
+    """Targets (n, 3), rotations (n, 4), fingers (n,) and hands (n, 3): smooth, noisy and absurd by turns, at the box's faces too."""
+    scale = rng.choice([1e-6, 1e-3, 0.01, 0.02, 0.1, 10.0], size=(steps, 1), p=[0.1, 0.3, 0.35, 0.21, 0.03, 0.01])
+    hands = np.clip(HOME + np.cumsum(rng.normal(size=(steps, 3)) * 0.004, axis=0), [0.2, -0.5, -0.17], [0.9, 0.5, 0.55])
+    targets = hands + rng.normal(size=(steps, 3)) * scale
+    turns = rng.normal(size=(steps, 3)) * rng.choice([1e-8, 0.005, 0.02, 0.2], size=(steps, 1), p=[0.3, 0.4, 0.27, 0.03])
+    quaternions = (Rotation.from_rotvec(turns) * Rotation.from_matrix(DOWN)).as_quat()
+    fingers = np.clip(0.02 + 0.02 * np.sin(np.cumsum(rng.normal(size=steps) * 0.5)), 0, 0.04)
+    absurd = rng.random(steps) < 0.01
+    targets[absurd, rng.integers(0, 3)] = rng.choice([np.nan, np.inf, -np.inf, 1e30], size=absurd.sum())
+    quaternions[rng.random(steps) < 0.005] *= rng.choice([np.nan, 2.0, 0.0])
+    return targets, quaternions, fingers, hands
+
+
+def _violations(sent: list[tuple[int, CartesianTarget, Array]], limits: Limits, period_s: float) -> list[str]:
+    """An independent look at what was sent: (run, target, hand) in order; targets of one run follow each other step by step."""
+    runs = np.array([run for run, _, _ in sent])
+    positions = np.array([target.position for _, target, _ in sent])
+    quaternions = np.array([target.quaternion for _, target, _ in sent])
+    fingers = np.array([target.gripper_position for _, target, _ in sent])
+    hands = np.array([hand for _, _, hand in sent])
+    rotations = Rotation.from_quat(quaternions)
+    found = []
+
+    def expect(name: str, fine: NDArray[np.bool_]) -> None:
+        if not fine.all():
+            found.append(f"{name}: {np.count_nonzero(~fine)}")
+
+    expect("finite", np.isfinite(np.column_stack([positions, quaternions, fingers])).all(axis=1))
+    expect("workspace", ((positions >= limits.workspace_low) & (positions <= limits.workspace_high)).all(axis=1))
+    expect("distance", np.linalg.norm(positions - hands, axis=1) <= limits.max_distance_m)
+    expect("angle", (rotations * Rotation.from_matrix(DOWN).inv()).magnitude() <= limits.max_rotation_rad + 1e-7)
+    follows = runs[1:] == runs[:-1]
+    for name, steps, velocity, acceleration in (
+        ("step", np.diff(positions, axis=0), limits.max_velocity_m_s, limits.max_acceleration_m_s2),
+        (
+            "turn",
+            (rotations[1:] * rotations[:-1].inv()).as_rotvec(),
+            limits.max_angular_velocity_rad_s,
+            limits.max_angular_acceleration_rad_s2,
+        ),
+    ):
+        expect(f"{name} velocity", (np.linalg.norm(steps, axis=1) <= velocity * period_s + 1e-9)[follows])
+        before, after = steps[:-1], steps[1:]
+        share = np.clip(np.sum(before * after, axis=1) / np.maximum(np.sum(before * before, axis=1), 1e-300), 0, 1)
+        change = np.linalg.norm(after - share[:, None] * before, axis=1)
+        expect(f"{name} acceleration", (change <= acceleration * period_s**2 + 1e-9)[follows[1:] & follows[:-1]])
+    expect("finger", (np.abs(np.diff(fingers)) <= limits.max_gripper_velocity_m_s * period_s + 1e-12)[follows])
+    return found
+
+
+def _play(rng: np.random.Generator, steps: int, limits: Limits) -> tuple[list[tuple[int, CartesianTarget, Array]], dict[Band, int]]:
+    limiter = TargetLimiter(limits, PERIOD_S)
+    columns = matrix_to_columns(DOWN)
+    sent, run, bands = [], 0, dict.fromkeys(Band, 0)
+    for position, quaternion, finger, hand in zip(*_walk(rng, steps), strict=True):
+        filtered = limiter.filter(CartesianTarget(position, quaternion, float(finger)), hand, columns, 0.02)
+        bands[filtered.band] += 1
+        if filtered.band is Band.REJECT:
+            if rng.random() < 0.8:  # as the control loop does; without it the next target still counts from the one sent last
+                limiter.rest()
+                run += 1
+        else:
+            sent.append((run, filtered.target, hand))
+    return sent, bands
+
+
+def _fuzz(targets: int, seed: int) -> dict[Band, int]:
+    rng = np.random.default_rng(seed)
+    total = dict.fromkeys(Band, 0)
+    for index in range(targets // 2000):
+        limits = replace(LIMITS, ramp_in_s=(0.0, 0.5)[index % 2], rate_margin=(1.0, 0.1, 20.0)[index % 3], workspace_margin_m=0.05)
+        sent, bands = _play(rng, 2000, limits)
+        assert _violations(sent, limits, PERIOD_S) == []
+        total = {band: total[band] + count for band, count in bands.items()}
+    return total
+
+
+def test_in_20_000_fuzzed_targets_not_one_command_is_out_of_any_limit() -> None:
+    total = _fuzz(20_000, seed=1)
+    assert sum(total.values()) == 20_000
+    assert min(total.values()) > 1000  # a test that only ever passes, clamps or rejects proves nothing
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_in_a_million_fuzzed_targets_not_one_command_is_out_of_any_limit() -> None:
+    total = _fuzz(1_000_000, seed=2)
+    assert sum(total.values()) == 1_000_000
+    assert min(total.values()) > 50_000
+
+
+def test_the_checker_of_the_fuzz_test_sees_each_violation() -> None:
+    still = CartesianTarget(HOME, np.array([1.0, 0, 0, 0]), 0.02)
+
+    def found(*targets: CartesianTarget) -> list[str]:
+        return [line.split(":")[0] for line in _violations([(0, target, HOME) for target in targets], LIMITS, PERIOD_S)]
+
+    assert found(still, still, still) == []
+    assert "workspace" in found(replace(still, position=np.array([0.5, 0.0, 0.6])))
+    assert "distance" in found(replace(still, position=HOME + 0.31 * X))
+    assert found(still, replace(still, position=HOME + 0.051 * X)) == ["step velocity"]
+    assert found(still, still, replace(still, position=HOME + 0.021 * X)) == ["step acceleration"]
+    turned = replace(still, quaternion=(Rotation.from_rotvec([0, 0, 0.05]) * Rotation.from_quat(still.quaternion)).as_quat())
+    assert found(still, still, turned) == ["turn acceleration"]
+    assert found(still, replace(still, gripper_position=0.041)) == ["finger"]
+    assert found(replace(still, gripper_position=np.nan)) == ["finite"]
+
+
+def test_filtering_again_changes_nothing_and_no_target_is_moved_past_where_it_was_asked_to_go() -> None:
+    """Idempotent and monotone: of any clamped target, the same limiter passes its own answer bit for bit."""
+    rng = np.random.default_rng(3)
+    limiter = TargetLimiter(LIMITS, PERIOD_S)
+    columns = matrix_to_columns(DOWN)
+    clamped = 0
+    for position, quaternion, finger, hand in zip(*_walk(rng, 4000), strict=True):
+        before = copy.deepcopy(limiter)
+        target = CartesianTarget(position, quaternion, float(finger))
+        once = limiter.filter(target, hand, columns, 0.02)
+        if once.band is Band.REJECT:
+            limiter.rest()
+            continue
+        start = before._motion
+        twice = before.filter(once.target, hand, columns, 0.02)
+        assert twice.band is Band.PASS
+        assert twice.target is once.target
+        if start is not None and once.band is Band.CLAMP:
+            clamped += 1
+            inside = np.clip(position, LIMITS.workspace_low, LIMITS.workspace_high)
+            asked, went = inside - start.position, once.target.position - start.position
+            assert np.linalg.norm(went) <= np.linalg.norm(asked) + 1e-12
+            assert np.linalg.norm(np.cross(went, asked)) <= 1e-12  # in the direction that was asked for
+            assert went @ asked >= -1e-12
+    assert clamped > 200

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long the robot goes on when something dies: policy node, twin and a tracker as processes, ended or stopped by signals.
+
+Times are the senders' own stamps of what they sent, so that a busy observer does not count.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import contracts
+import pytest
+import yaml
+from geometry_msgs.msg import PoseStamped
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from std_msgs.msg import Bool, String
+from std_srvs.srv import SetBool, Trigger
+
+from otpr_policy import bringup
+from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, STATE_PUBLISHER_QOS
+
+SHIPPED_POLICY = Path(__file__).parents[2] / "policies" / "lift.onnx"
+pytestmark = pytest.mark.ros
+
+
+class Scene:
+    """The twin, the node, and a tracker for the cube between them; everything that is sent is noted with its sender's time [s]."""
+
+    def __init__(self, folder: Path, **entries: Any) -> None:
+        robot = contracts.write(folder / "robot.yaml", limits={}, **entries)
+        data = yaml.safe_load(Path(robot).read_text())
+        data["observations"]["cube_position"]["topic"] = "/tracker/cube"
+        (folder / "policy.yaml").write_text(yaml.safe_dump(data))
+        node = bringup.processes({"policy": str(SHIPPED_POLICY), "robot": str(folder / "policy.yaml"), "sim": "false"})
+        twin = bringup.processes({"policy": str(SHIPPED_POLICY), "robot": robot})[1:]
+        relay = [sys.executable, str(Path(__file__).parents[1] / "relay.py"), "/objects/cube/pose", "/tracker/cube"]
+        self.log = (folder / "log").open("w")
+        self.processes = {
+            name: self._start(words) for name, words in {"node": node[0].argv, "twin": twin[0].argv, "tracker": relay}.items()
+        }
+        self.observer = Node("observer")
+        self.commands: list[float] = []
+        self.tracked: list[float] = []
+        self.states: list[tuple[float, str]] = []
+        self.holding: list[tuple[float, bool]] = []
+        listen = self.observer.create_subscription
+        listen(PoseStamped, "/target_pose", lambda _m, info: self.commands.append(_sent_s(info)), COMMAND_QOS)
+        listen(PoseStamped, "/tracker/cube", lambda _m, info: self.tracked.append(_sent_s(info)), STATE_PUBLISHER_QOS)
+        listen(String, "/policy_node/state", lambda m, info: self.states.append((_sent_s(info), m.data)), LATCHED_QOS)
+        listen(Bool, "/twin/holding", lambda m, info: self.holding.append((_sent_s(info), m.data)), LATCHED_QOS)
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self.observer)
+        self._closed = False
+        self._thread = threading.Thread(target=self._spin, daemon=True)
+        self._thread.start()
+
+    def _start(self, words: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(words, stdout=self.log, stderr=self.log)
+
+    def _spin(self) -> None:
+        while not self._closed:
+            self._executor.spin_once(timeout_sec=0.02)
+
+    def wait_for(self, condition: Callable[[], Any], what: str, timeout_s: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}; {Path(self.log.name).read_text()[-2000:]}"
+            time.sleep(0.005)
+
+    def engage(self) -> None:
+        """Waits until the robot moves."""
+        self.wait_for(lambda: self.tracked, "the tracker")
+        for _ in range(10):  # a machine that starts three processes may stall for longer than the watchdog allows
+            self.call(Trigger, "/policy_node/reset", Trigger.Request())
+            sent = len(self.commands)
+            answer = self.call(SetBool, "/policy_node/engage", SetBool.Request(data=True))
+            deadline = time.monotonic() + 2
+            while time.monotonic() < deadline:
+                if len(self.commands) > sent + 8 and not self.holding[-1][1]:
+                    return
+                time.sleep(0.005)
+        raise AssertionError(f"the robot does not move: {answer.message}; {Path(self.log.name).read_text()[-2000:]}")
+
+    def call(self, kind: Any, name: str, request: Any) -> Any:
+        client = self.observer.create_client(kind, name)
+        assert client.wait_for_service(timeout_sec=60), f"no service {name}"
+        time.sleep(0.1)
+        future = client.call_async(request)
+        self.wait_for(future.done, "an answer")
+        self.observer.destroy_client(client)
+        return future.result()
+
+    def send(self, name: str, number: signal.Signals) -> float:
+        """Signals a process; returns when."""
+        now_s = time.time()
+        os.kill(self.processes[name].pid, number)
+        return now_s
+
+    def held_s(self, after_s: float) -> float:
+        """When the twin held next, after a moment."""
+        self.wait_for(lambda: any(held and at_s > after_s for at_s, held in self.holding), "the twin to hold", timeout_s=5.0)
+        return next(at_s for at_s, held in self.holding if held and at_s > after_s)
+
+    def state_s(self, word: str, after_s: float) -> float:
+        """When the node told a state next, after a moment."""
+        self.wait_for(lambda: any(word in text and at_s > after_s for at_s, text in self.states), word, timeout_s=5.0)
+        return next(at_s for at_s, text in self.states if word in text and at_s > after_s)
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        self._closed = True
+        self._thread.join()
+        self._executor.remove_node(self.observer)
+        self.observer.destroy_node()
+        self._executor.shutdown()
+        self.log.close()
+
+
+def _sent_s(info: dict[str, Any]) -> float:
+    return float(info["source_timestamp"]) * 1e-9
+
+
+@pytest.fixture
+def make_scene(tmp_path: Path) -> Iterator[Callable[..., Scene]]:
+    scenes: list[Scene] = []
+
+    def make(**entries: Any) -> Scene:
+        scenes.append(Scene(tmp_path, **entries))
+        return scenes[-1]
+
+    yield make
+    for scene in scenes:
+        scene.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_robot_is_held_within_200_ms_of_the_nodes_end_and_of_its_freezing(
+    make_scene: Callable[..., Scene], number: signal.Signals
+) -> None:
+    scene = make_scene()
+    scene.engage()
+    struck_s = scene.send("node", number)
+    held_s = scene.held_s(struck_s)
+    print(f"{number.name}: held {1e3 * (held_s - struck_s):.0f} ms after the signal")
+    assert held_s - struck_s < 0.2
+    time.sleep(0.3)
+    assert scene.holding[-1][1], "nothing moves it again"
+
+
+def test_a_tracker_that_freezes_holds_the_node_within_three_periods_and_the_robot_with_it(make_scene: Callable[..., Scene]) -> None:
+    scene = make_scene()
+    scene.engage()
+    struck_s = scene.send("tracker", signal.SIGSTOP)
+    hold_s = scene.state_s("HOLD: cube_position is", struck_s)
+    held_s = scene.held_s(struck_s)
+    last_s = max(at_s for at_s in scene.tracked if at_s < hold_s)
+    print(
+        f"after the last sample: node {1e3 * (hold_s - last_s):.0f} ms, twin {1e3 * (held_s - last_s):.0f} ms, "
+        f"last command {1e3 * (max(scene.commands) - last_s):.0f} ms"
+    )
+    assert hold_s - last_s < 0.15
+    assert held_s - last_s < 0.15
+    sent = len(scene.commands)
+    scene.state_s("STOPPED", struck_s)
+    assert len(scene.commands) == sent
+    scene.send("tracker", signal.SIGCONT)
+    time.sleep(0.3)
+    assert len(scene.commands) == sent, "data alone does not bring it back"
