@@ -146,8 +146,10 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Ends the control thread, before the context does."""
+        """Ends all threads, before the context does and while Python still runs; a flight that was asked for is written."""
         self._stop_ticking("shut down")
+        while self._undo:
+            self._undo.pop()()
 
     # Configure and back
 
@@ -163,13 +165,12 @@ class PolicyNode(LifecycleNode):
         open_session = partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu)
         self._slot = PolicySlot(Path(path), self._contract, waiting, open_session, partial(self.scheduler.enter, Role.INFERENCE))
         self._undo.append(partial(self._slot.close, self.get_logger().error))
-        spec = self._slot.running.spec
-        self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
-        contract, switch = self._contract, self._contract.dead_man_switch
+        running = self._slot.running
+        self._buffer = ObservationBuffer(running.spec.observation, self._contract.max_ages_s())
+        contract, switch, finger = self._contract, self._contract.dead_man_switch, self._contract.measured_finger
         after = AfterRelease.ENGAGE if switch is None else switch.after_release
-        worker, finger = self._slot.running.worker, contract.measured_finger
         self._control = ControlLoop(
-            worker, self._buffer, contract.limits, contract.stop_after_s, measured_finger=finger, after_release=after
+            running.worker, self._buffer, contract.limits, contract.stop_after_s, measured_finger=finger, after_release=after
         )
         self._loop = self._control
         self._flight = NodeFlight(self, self.parameters, contract, self._control, self.scheduler, self._keep)
@@ -294,8 +295,7 @@ class PolicyNode(LifecycleNode):
             refused = None
             with self._lock:
                 self._control.disengage()
-        response.success = refused is None
-        response.message = refused or self._control.state.value
+        response.success, response.message = refused is None, refused or self._control.state.value
         self._publish_state()
         return response
 
@@ -317,8 +317,7 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             self._control.reset()
             self._guard.permit.grant()
-        response.success = True
-        response.message = self._control.state.value
+        response.success, response.message = True, self._control.state.value
         self._publish_state()
         return response
 
