@@ -371,7 +371,7 @@ class PolicyNode(LifecycleNode):
                 self._control.counters,
                 self._control.executor.counters,
                 Percentiles.of(list(self._slot.running.worker.durations_s)),
-                facts | self._slot.running.identity(),
+                facts | self._slot.running.identity() | self._control.seams.facts(),
                 [denial.what for denial in self.scheduler.denials],
             )
         )
