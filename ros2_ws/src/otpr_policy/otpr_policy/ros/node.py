@@ -260,9 +260,6 @@ class PolicyNode(LifecycleNode):
                     if self._guard.permit.revoked is None:  # asked last: however long all this took, the watchdog had its say
                         self._gripper_publisher.publish(gripper)
                         self._pose_publisher.publish(pose)
-                if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
-                    self._control.stop(self._guard.permit.revoked)
-                    command = None
             self._publish_state()
             return command is not None
         except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
@@ -341,6 +338,8 @@ class PolicyNode(LifecycleNode):
 
     def _publish_state(self) -> None:
         with self._lock:  # services and the control thread both tell; state and reason are one, and the last told must be the last set
+            if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
+                self._control.stop(self._guard.permit.revoked)
             state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
             if state != self._published_state:
                 self._published_state = state
