@@ -132,6 +132,28 @@ def test_a_node_that_is_ended_at_once_still_writes_the_flight(make_bench: Callab
     assert "otpr-flight-writer" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_stop_by_the_watchdog_is_saved_while_the_control_thread_hangs(make_bench: Callable[..., Any], tmp_path: Path) -> None:
+    bench = make_bench(pacing="clock")
+    start(bench)
+    engage(bench)
+    go_on = threading.Event()
+    tick = bench.policy._control.tick
+
+    def hang(*arguments: Any) -> Any:
+        go_on.wait(20)
+        return tick(*arguments)
+
+    bench.policy._control.tick = hang
+    try:
+        bench.wait_for(lambda: saved(tmp_path), "the flight of a node that hangs")
+        assert not go_on.is_set()
+        assert read_flight(saved(tmp_path)[0]).facts["reason"].startswith("STOPPED: ")
+    finally:
+        go_on.set()
+    stream(bench, 0.5)
+    assert len(saved(tmp_path)) == 1, "one stop, one flight"
+
+
 def test_the_process_ends_with_status_0_and_leaves_no_thread_to_crash_in(tmp_path: Path) -> None:
     """A thread that still runs policies while Python ends takes the process down with SIGABRT."""
     policy = tiny_policy.write(tmp_path / "tiny.onnx")
