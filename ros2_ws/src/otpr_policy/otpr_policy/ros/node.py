@@ -149,7 +149,7 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Ends all threads, before the context does."""
+        """Ends all threads, before the context does and while Python still runs; a flight that was asked for is written."""
         self._stop_ticking("shut down")
         while self._undo:
             self._undo.pop()()
