@@ -80,7 +80,7 @@ class StepCost:
 
     def most_steps(self, rate_hz: float) -> int | None:
         """The most steps that fit the rate without delay; None for any number, 0 for none."""
-        estimate_ms = 1e3 * SPARE_SHARE / rate_hz / DelayEstimate.MARGIN
+        estimate_ms = 1e3 * SPARE_SHARE / rate_hz / (1.0 + DelayEstimate.MARGIN)
         return None if self.step_ms <= 0.0 else max(0, int((estimate_ms - self.base_ms) / self.step_ms))
 
 

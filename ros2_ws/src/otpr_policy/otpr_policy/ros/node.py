@@ -145,8 +145,10 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Ends the control thread, before the context does."""
+        """Ends all threads, before the context does."""
         self._stop_ticking("shut down")
+        while self._undo:
+            self._undo.pop()()
 
     # Configure and back
 
@@ -296,8 +298,7 @@ class PolicyNode(LifecycleNode):
             refused = None
             with self._lock:
                 self._control.disengage()
-        response.success = refused is None
-        response.message = refused or self._control.state.value
+        response.success, response.message = refused is None, refused or self._control.state.value
         self._publish_state()
         return response
 
@@ -319,8 +320,7 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             self._control.reset()
             self._guard.permit.grant()
-        response.success = True
-        response.message = self._control.state.value
+        response.success, response.message = True, self._control.state.value
         self._publish_state()
         return response
 
@@ -373,7 +373,7 @@ class PolicyNode(LifecycleNode):
                 self._control.counters,
                 self._control.executor.counters,
                 Percentiles.of(list(self._slot.running.worker.durations_s)),
-                facts | self._slot.running.identity(),
+                facts | self._slot.running.identity() | self._control.seams.facts(),
                 [denial.what for denial in self.scheduler.denials],
             )
         )
