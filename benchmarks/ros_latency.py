@@ -216,7 +216,7 @@ def _start(arguments: list[str]) -> "subprocess.Popen[bytes]":
 def run(options: argparse.Namespace, fifo: bool) -> dict[str, list[float]]:
     """Starts both nodes, measures, and ends them in any case."""
     realtime = "true" if fifo else "false"
-    parameters = {"policy": options.policy, "robot": "panda_twin", "autostart": "true", "realtime": realtime}
+    parameters = {"policy": options.policy, "robot": options.robot, "autostart": "true", "realtime": realtime}
     ros = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
     children = [_start(["-m", "otpr_policy.ros.node", "--ros-args", *ros])]
     children.append(_start([__file__, "--role", "echo", *([] if fifo else ["--no-fifo"])]))
@@ -248,6 +248,7 @@ def main() -> int:
     """Measures, prints the table, writes the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--policy", default="policies/lift.onnx", help="policy file (default policies/lift.onnx)")
+    parser.add_argument("--robot", default="panda_twin", help="robot contract with the twin's topics (default panda_twin)")
     parser.add_argument("--rounds", type=int, default=4, help="alternations (default 4)")
     parser.add_argument("--seconds", type=float, default=20.0, help="of measuring each node in a round (default 20)")
     parser.add_argument("--no-fifo", action="store_true", help="ordinary scheduling for all")

@@ -36,8 +36,8 @@ def test_the_worst_paced_case_decides_and_back_to_back_does_not() -> None:
 
 @pytest.mark.parametrize(
     ("p99", "delay", "most", "executed", "lanes"),
-    # A period is 50 ms, of which a tick can spare 10; expected is 1.25 times the 99th percentile.
-    [(7.9, 0, 8, 6, 1), (8.1, 1, 7, 6, 1), (47.9, 1, 7, 6, 1), (88.1, 3, 5, 5, 1), (208.1, 6, 2, 2, 3), (290, 8, 0, 0, 1)],
+    # A period is 50 ms, of which a tick can spare 10; expected is the 99th percentile, a quarter more, but no more than a period more.
+    [(7.9, 0, 8, 6, 1), (8.1, 1, 7, 6, 1), (47.9, 1, 7, 6, 1), (88.1, 3, 5, 5, 1), (210.1, 6, 2, 2, 3), (311, 8, 0, 0, 1)],
 )
 def test_the_delay_in_ticks_and_what_is_left_of_a_chunk(p99: float, delay: int, most: int, executed: int, lanes: int) -> None:
     result = _fit(p99)
@@ -70,7 +70,7 @@ def _manifest(successes: int, steps: int = 1, seed: int = 3) -> Manifest:
 def test_the_least_late_then_the_most_successful_then_the_fastest_is_taken() -> None:
     manifests = [_manifest(9), _manifest(10), _manifest(10), _manifest(10)]
     assert best(manifests, [_fit(1.0), _fit(5.0), _fit(4.0), _fit(30.0)]) == 2
-    assert best(manifests[:1], [_fit(290.0)]) is None
+    assert best(manifests[:1], [_fit(311.0)]) is None
     assert of_one_run(manifests) and not of_one_run([*manifests, _manifest(9, seed=4)])
 
 
