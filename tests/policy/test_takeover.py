@@ -11,7 +11,8 @@ from otpr_policy.chunk import episode_rng
 from otpr_policy.contract import load_contract
 from otpr_policy.control import Command, ControlLoop, State
 from otpr_policy.errors import ContractError
-from otpr_policy.observation import Missing, ObservationBuffer
+from otpr_policy.lanes import SimulatedLanes
+from otpr_policy.observation import Missing, Observation, ObservationBuffer
 from otpr_policy.operator_stream import OperatorStream
 from otpr_policy.rotation import columns_to_matrix, matrix_to_columns, quaternion_to_matrix, rotation_vector_to_matrix
 from otpr_policy.source import Action, Commander, PolicySource
@@ -37,12 +38,14 @@ class Operator:
         self.source = teleop_source(CONTRACT, self.stream)
         self.source.begin(None)
         self.now_ns = 10**18
+        self.tick = 0
 
     def act(self, linear: tuple[float, ...] = (0, 0, 0), angular: tuple[float, ...] = (0, 0, 0), **changed: Array) -> Action | Missing:
         """One control step later, with fresh samples."""
         self.now_ns += STEP_NS
         assert self.stream.push(self.now_ns, np.array(linear, float), np.array(angular, float), self.now_ns) is None
-        return self.source.act({**HAND, **changed}, self.now_ns)
+        self.tick += 1
+        return self.source.act(Observation(self.now_ns, {**HAND, **changed}), self.tick, self.now_ns)
 
 
 def vector(action: Action | Missing) -> Array:
@@ -168,7 +171,7 @@ class Robot:
         self.stream = OperatorStream(0.2)
         fields = {"observation": spec.observation, "action": spec.action}
         self.operator = OperatorSource(self.stream, CONTRACT, **fields, rate_hz=spec.control_rate_hz)
-        self.arbiter = Arbiter(PolicySource(self.policy), self.operator)
+        self.arbiter = Arbiter(PolicySource(SimulatedLanes(self.policy)), self.operator)
         self.buffer = ObservationBuffer(spec.observation, dict.fromkeys(SAMPLES, 0.1))
         self.loop = ControlLoop(self.arbiter, self.buffer, CONTRACT.limits, 0.5, measured_finger=CONTRACT.measured_finger)
         self.now_ns = 10**18

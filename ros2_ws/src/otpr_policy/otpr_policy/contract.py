@@ -6,7 +6,7 @@ limit must not be a limit that silently does not hold.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -153,6 +153,16 @@ class RobotContract:
         """Age limit of every field."""
         return {name: source.max_age_s for name, source in self.observations.items()}
 
+    def sources_by_topic(self, fields: Iterable[str]) -> dict[str, dict[str, ObservationSource]]:
+        """The sources of some fields, grouped by topic. Raises ContractError where a topic is given two types or reliabilities."""
+        topics: dict[str, dict[str, ObservationSource]] = {}
+        for name in fields:
+            topics.setdefault(self.observations[name].topic, {})[name] = self.observations[name]
+        for topic, sources in topics.items():
+            if len({(source.type, source.reliability) for source in sources.values()}) != 1:
+                raise ContractError(f"topic {topic} is given two types or reliabilities, by {', '.join(sources)}")
+        return topics
+
     def check_serves(self, policy: PolicySpec) -> None:
         """Raises ContractError when the robot lacks a field that the policy reads or writes, or has it in another unit, size or meaning."""
         for field in policy.observation.fields:
@@ -192,15 +202,26 @@ def load_contract(robot: str) -> RobotContract:
     Raises:
         ContractError: there is none, it is not YAML, or a key is missing, unknown or of the wrong kind.
     """
+    path = contract_path(robot)
+    try:
+        return parse_contract(read_yaml(path))
+    except ContractError as error:
+        raise ContractError(f"{path.name}: {error}") from error
+
+
+def contract_path(robot: str) -> Path:
+    """The file of an installed contract, or the path itself if it is one of a YAML file. Raises ContractError for an unknown name."""
     path = Path(robot)
     if path.suffix not in (".yaml", ".yml"):
         path = share_directory() / "config" / "robots" / f"{robot}.yaml"
         if not path.is_file():
             raise ContractError(f"{unknown('robot', robot, robot_names())}; or give the path of a contract .yaml")
-    try:
-        return parse_contract(read_yaml(path))
-    except ContractError as error:
-        raise ContractError(f"{path.name}: {error}") from error
+    return path
+
+
+def contract_text(robot: str) -> str:
+    """The text of a contract that :func:`load_contract` has loaded, to be kept with what is recorded."""
+    return contract_path(robot).read_text(encoding="utf-8")
 
 
 def parse_contract(data: Any) -> RobotContract:

@@ -13,14 +13,17 @@ from enum import Enum
 
 import numpy as np
 
+from otpr_policy.chunk_executor import ChunkExecutor, Outcome
 from otpr_policy.command import CartesianTarget, delta_to_target
 from otpr_policy.dead_man import AfterRelease
 from otpr_policy.health import Counters
+from otpr_policy.lanes import Lanes
 from otpr_policy.limits import Limits
 from otpr_policy.observation import Missing, Observation, ObservationBuffer
 from otpr_policy.rate import TargetLimiter
 from otpr_policy.safety import Band, check_observation, filter_action
 from otpr_policy.source import ActionSource, Commander
+from otpr_policy.timeline import Gap
 
 
 class State(Enum):
@@ -82,6 +85,28 @@ class ControlLoop:
         self.state = State.READY
         self.reason = "not engaged"
         self.counters = Counters()
+        # Of the last tick, for who records it: what was measured, usable or not, and what was sent.
+        self.observation: Observation | None = None
+        self.command: Command | None = None
+
+    @property
+    def executor(self) -> ChunkExecutor:
+        """What carries out the policy's chunks. Only where there is a policy."""
+        assert self._source.executor is not None, "an operator alone has no chunks"
+        return self._source.executor
+
+    def change_policy(self, lanes: Lanes, outcome: Outcome, now_ns: int) -> None:
+        """Changes the policy at the next chunk, or at once when no chunk is carried out; see :meth:`ChunkExecutor.change`."""
+        moving = self.state is State.ENGAGED and self._source.trained_on is not None  # and not an operator
+        if moving:
+            observation = self._buffer.observe(now_ns)
+            if not isinstance(observation, Missing):
+                fields = lanes.spec.observation
+                problem = check_observation(fields, fields.flatten(observation.values), self._limits)
+                if problem is not None:
+                    outcome(problem)
+                    return
+        self.executor.change(lanes, outcome, at_once=not moving)
 
     def engage(self, now_ns: int, rng: np.random.Generator, released: str | None = None) -> str | None:
         """Lets the robot move. Returns None, or why not: stopped, engaged, switch released, nobody to act, or no usable observation.
@@ -104,13 +129,21 @@ class ControlLoop:
         self._enter(State.ENGAGED, "")
         return None
 
+    def go_on(self, now_ns: int, rng: np.random.Generator) -> bool:
+        """For a loop whose commands move nothing: clears a stop and engages by itself. Returns whether it engaged now."""
+        if self.state is State.STOPPED:
+            self.reset()
+        return self.state is State.READY and self.engage(now_ns, rng) is None
+
     def disengage(self, reason: str = "not engaged") -> None:
         """Takes the permission to move away. A stop stays a stop."""
         if self.state is not State.STOPPED:
+            self._source.forget()
             self._enter(State.READY, reason)
 
     def stop(self, reason: str) -> None:
         """Stops until a person resets."""
+        self._source.forget()
         self._enter(State.STOPPED, reason)
 
     def reset(self) -> None:
@@ -124,6 +157,7 @@ class ControlLoop:
         ``released``: why the dead-man switch does not allow motion, None when it does or there is none.
         """
         self.counters.ticks += 1
+        self.observation = self.command = None
         if self.state in (State.READY, State.STOPPED):
             return None
         if released is not None:
@@ -137,27 +171,31 @@ class ControlLoop:
             self._hold(observation.reason)
             return None
         command = self._decide(observation, now_ns)
+        if isinstance(command, Gap):
+            self._wait_for_chunk(command)
+            return None
         if isinstance(command, Missing):
             self._hold(command.reason)
             return None
         self._recent_holds.append(False)
         self._enter(State.ENGAGED, "")
         self.counters.commands += 1
+        self.command = command
         return command
 
     def _usable_observation(self, now_ns: int) -> Observation | Missing:
         observation = self._buffer.observe(now_ns)
         if isinstance(observation, Missing):
             return observation
+        self.observation = observation
         ranges = self._source.trained_on
         problem = None if ranges is None else check_observation(ranges, ranges.flatten(observation.values), self._limits)
         return observation if problem is None else Missing(problem)
 
-    def _decide(self, observation: Observation, now_ns: int) -> Command | Missing:
-        action = self._source.act(observation.values, now_ns)
-        if isinstance(action, Missing):
+    def _decide(self, observation: Observation, now_ns: int) -> Command | Missing | Gap:
+        action = self._source.act(observation, self.counters.ticks, now_ns)
+        if isinstance(action, Missing | Gap):
             return action
-        self.counters.inferences += action.inferred
         bounded = filter_action(self._source.action, action.vector, self._limits)
         if bounded.band is Band.REJECT:
             self.counters.rejects += 1
@@ -178,8 +216,18 @@ class ControlLoop:
         return float(observation.values[name][index]) if name in observation.values else None  # a policy need not read it
 
     def _hold(self, reason: str) -> None:
-        self.counters.holds += 1
         self._source.forget()
+        self._count_hold(reason)
+
+    def _wait_for_chunk(self, gap: Gap) -> None:
+        """Holds without forgetting: what is under way is an answer to what was seen, and comes late rather than wrong."""
+        if gap.expected:
+            self._enter(State.HOLD, "waiting for the first chunk")
+        else:
+            self._count_hold("inference is late: no chunk covers this tick")
+
+    def _count_hold(self, reason: str) -> None:
+        self.counters.holds += 1
         self._limiter.rest()
         self._recent_holds.append(True)  # counted over a while: an input that comes and goes must not hold and resume for ever
         if sum(self._recent_holds) > self._stop_after_ticks:

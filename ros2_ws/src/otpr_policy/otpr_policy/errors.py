@@ -39,8 +39,16 @@ class PlanError(OtprError):
     """A comparison's plan that is malformed, or is not the one that a directory was begun with."""
 
 
+class UnderrunError(OtprError):
+    """No action for a control step, because the next chunk takes longer than the last one reaches."""
+
+
 class TransportError(OtprError):
     """A transport problem that has no solution or whose solution was not reached."""
+
+
+class RecordingError(OtprError):
+    """A recording that is damaged, foreign, or of something else than it is used for."""
 
 
 class OutputError(OtprError):

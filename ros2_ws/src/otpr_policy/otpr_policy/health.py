@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from otpr_policy.chunk import ChunkPolicy
 from otpr_policy.spec import Array, PolicySpec
+from otpr_policy.timeline import Committed
 
 WINDOW = 20_000  # latencies kept, a quarter of an hour at 20 Hz; bounds the memory of a node that runs for weeks
 
@@ -44,7 +45,6 @@ class Counters:
 
     ticks: int = 0
     commands: int = 0
-    inferences: int = 0
     holds: int = 0
     clamps: int = 0
     rejects: int = 0
@@ -71,9 +71,17 @@ class TimedPolicy:
         """Shape of one inference's noise."""
         return self._policy.noise_shape
 
-    def infer(self, observation: NDArray[Any], noise: NDArray[Any], previous: NDArray[Any] | None = None) -> Array:
+    def infer(
+        self,
+        observation: NDArray[Any],
+        noise: NDArray[Any],
+        previous: NDArray[Any] | None = None,
+        committed: Committed | None = None,
+    ) -> Array:
         """Infers and notes the duration; see :class:`otpr_policy.chunk.ChunkPolicy`."""
+        read: dict[str, Any] = {"previous": previous, "committed": committed}
+        given = {name: value for name, value in read.items() if value is not None}
         start = self._clock()
-        action = self._policy.infer(observation, noise, *(() if previous is None else (previous,)))
+        action = self._policy.infer(observation, noise, **given)
         self.durations_s.append(self._clock() - start)
         return action

@@ -4,16 +4,17 @@
 Whoever acts, the loop holds the action to the same limits and makes the same target of it (control.py).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
 import numpy as np
 
-from otpr_policy.chunk import ChunkPolicy, RecedingHorizon
-from otpr_policy.observation import Missing
+from otpr_policy.chunk_executor import ChunkExecutor
+from otpr_policy.lanes import Lanes
+from otpr_policy.observation import Missing, Observation
 from otpr_policy.spec import Array, VectorSpec
+from otpr_policy.timeline import Gap
 
 
 class Commander(Enum):
@@ -30,16 +31,18 @@ class Action:
     Args:
         vector: (Da,) in the order of the source's action fields, physical units.
         commander: who it is from.
-        inferred: whether a network ran for it.
     """
 
     vector: Array
     commander: Commander
-    inferred: bool = False
 
 
 class ActionSource(Protocol):
     """What the control loop asks for one action per tick. Called under the loop's lock."""
+
+    @property
+    def executor(self) -> ChunkExecutor | None:
+        """What carries out a policy's chunks; None where there is no policy."""
 
     @property
     def observation(self) -> VectorSpec:
@@ -66,18 +69,37 @@ class ActionSource(Protocol):
     def forget(self) -> None:
         """The robot held: what was planned before is no answer to the world after it."""
 
-    def act(self, values: Mapping[str, Array], now_ns: int) -> Action | Missing:
-        """The action for an observation at ``now_ns`` on the data's clock, or why there is none."""
+    def act(self, observation: Observation, tick: int, now_ns: int) -> Action | Missing | Gap:
+        """The action of a control tick, which is at ``now_ns`` on the data's clock, or why there is none. Ticks ascend."""
 
 
 class PolicySource:
     """Actions of a chunk policy."""
 
-    def __init__(self, policy: ChunkPolicy) -> None:
-        self._horizon = RecedingHorizon(policy)
-        spec = policy.spec
-        self.observation, self.action, self.control_rate_hz = spec.observation, spec.action, spec.control_rate_hz
-        self.trained_on: VectorSpec | None = spec.observation
+    def __init__(self, lanes: Lanes) -> None:
+        """``lanes``: where the policy turns observations into chunks."""
+        self.executor: ChunkExecutor | None = ChunkExecutor(lanes)
+        self._executor = self.executor
+
+    @property
+    def observation(self) -> VectorSpec:
+        """See ActionSource; of the policy that acts, which may change."""
+        return self._executor.lanes.spec.observation
+
+    @property
+    def action(self) -> VectorSpec:
+        """See ActionSource."""
+        return self._executor.lanes.spec.action
+
+    @property
+    def control_rate_hz(self) -> float:
+        """See ActionSource."""
+        return self._executor.lanes.spec.control_rate_hz
+
+    @property
+    def trained_on(self) -> VectorSpec | None:
+        """See ActionSource."""
+        return self.observation
 
     def refusal(self, now_ns: int) -> str | None:
         """A policy can act at any time."""
@@ -85,13 +107,13 @@ class PolicySource:
 
     def reset(self, rng: np.random.Generator) -> None:
         """See ActionSource; the noise is ``rng``'s from here on."""
-        self._horizon.reset(rng)
+        self._executor.reset(rng)
 
     def forget(self) -> None:
         """See ActionSource."""
-        self._horizon.forget()
+        self._executor.forget()
 
-    def act(self, values: Mapping[str, Array], now_ns: int) -> Action:
+    def act(self, observation: Observation, tick: int, now_ns: int) -> Action | Gap:
         """See ActionSource."""
-        inferred = self._horizon.inference_due
-        return Action(self._horizon.act(self.observation.flatten(values)), Commander.POLICY, inferred)
+        action = self._executor.act(tick, self.observation.flatten(observation.values), observation.stamp_ns)
+        return action if isinstance(action, Gap) else Action(action.vector, Commander.POLICY)

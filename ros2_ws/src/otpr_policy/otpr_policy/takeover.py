@@ -11,14 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from otpr_policy.chunk_executor import ChunkExecutor
 from otpr_policy.command import READS
 from otpr_policy.contract import RobotContract, Teleop, source_size
 from otpr_policy.errors import ContractError
-from otpr_policy.observation import Missing
+from otpr_policy.observation import Missing, Observation
 from otpr_policy.operator_stream import OperatorStream, Twist
 from otpr_policy.rotation import columns_to_matrix, matrix_to_rotation_vector, rotation_vector_to_matrix
 from otpr_policy.source import Action, ActionSource, Commander
 from otpr_policy.spec import Array, Field, Semantics, VectorSpec
+from otpr_policy.timeline import Gap
 
 _FINGERS = "gripper_position"
 
@@ -50,6 +52,7 @@ class OperatorSource:
             ContractError: the contract has no section ``teleop``.
         """
         limits = contract.limits
+        self.executor: ChunkExecutor | None = None
         self.observation, self.action, self.control_rate_hz = observation, action, rate_hz
         self.trained_on: VectorSpec | None = None
         self._stream = stream
@@ -80,8 +83,9 @@ class OperatorSource:
         """See ActionSource: the reference starts anew at the measured hand."""
         self._reference = None
 
-    def act(self, values: Mapping[str, Array], now_ns: int) -> Action | Missing:
+    def act(self, observation: Observation, tick: int, now_ns: int) -> Action | Missing:
         """See ActionSource."""
+        values = observation.values
         twist = self._stream.newest(now_ns)
         if isinstance(twist, Missing):
             return twist
@@ -136,8 +140,18 @@ class Arbiter:
         self._operator = operator
         self._fingers: float | None = None
         self.commander = Commander.POLICY
-        self.observation, self.action, self.control_rate_hz = policy.observation, policy.action, policy.control_rate_hz
-        self._finger_index = policy.action.slices[_FINGERS].start
+        self.control_rate_hz = policy.control_rate_hz
+        self.executor = policy.executor
+
+    @property
+    def observation(self) -> VectorSpec:
+        """See ActionSource."""
+        return self._acting.observation
+
+    @property
+    def action(self) -> VectorSpec:
+        """See ActionSource."""
+        return self._acting.action
 
     @property
     def trained_on(self) -> VectorSpec | None:
@@ -177,11 +191,11 @@ class Arbiter:
         self._policy.forget()
         self._operator.forget()
 
-    def act(self, values: Mapping[str, Array], now_ns: int) -> Action | Missing:
+    def act(self, observation: Observation, tick: int, now_ns: int) -> Action | Missing | Gap:
         """See ActionSource."""
-        action = self._acting.act(values, now_ns)
+        action = self._acting.act(observation, tick, now_ns)
         if isinstance(action, Action):
-            self._fingers = float(action.vector[self._finger_index])
+            self._fingers = float(action.vector[self.action.slices[_FINGERS].start])
         return action
 
     @property

@@ -4,11 +4,13 @@
     configure    load, verify, warm up, subscribe            cleanup     undo that
     activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
-    ~/takeover   the operator has the robot (std_srvs/SetBool)
+    ~/load       another policy, without stopping            ~/save      write the last seconds to a file (std_srvs/Trigger)
+    ~/takeover   the operator has the robot (std_srvs/SetBool, operator_link.py)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
-ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it, nor does the
-watchdog's thread (guard.py), which can take the permission to send away from a control thread that hangs.
+ticks and publishes; inference has threads of its own (inference_worker.py), and so has ~/load (hot_swap.py). ``_lock`` guards the
+control loop between them. Message callbacks never take it, nor does the watchdog's thread (guard.py), which can take the permission to
+send away from a control thread that hangs.
 """
 
 import gc
@@ -16,28 +18,33 @@ import json
 import sys
 import threading
 import traceback
-from collections import defaultdict
 from collections.abc import Callable
-from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
+from otpr_policy.actors import Actors, Mode, parse_mode
 from otpr_policy.chunk import episode_rng
 from otpr_policy.contract import ObservationSource, RobotContract, load_contract
 from otpr_policy.control import MAY_MOVE, ControlLoop, State
 from otpr_policy.dead_man import AfterRelease
-from otpr_policy.errors import ContractError, OtprError, unknown
+from otpr_policy.errors import ContractError, OtprError
+from otpr_policy.inference import OnnxPolicy
+from otpr_policy.inference_worker import Waiting
+from otpr_policy.loading import PolicySlot
 from otpr_policy.observation import Missing, ObservationBuffer
-from otpr_policy.role import Mode, Role, make_role
-from otpr_policy.ros.control_thread import ControlThread, Pacing
+from otpr_policy.realtime import Role, Scheduler
+from otpr_policy.ros.control_thread import ControlThread, Pacing, parse_pacing
 from otpr_policy.ros.diagnostics import diagnostics
+from otpr_policy.ros.entities import Entities
+from otpr_policy.ros.flight import NodeFlight
 from otpr_policy.ros.guard import Guard
+from otpr_policy.ros.hot_swap import PARAMETER, HotSwap
 from otpr_policy.ros.messages import (
     COMMAND_QOS,
     LATCHED_QOS,
@@ -63,10 +70,12 @@ class PolicyNode(LifecycleNode):
         """``options`` are rclpy's for a node, such as parameter overrides."""
         super().__init__(NODE_NAME, **options)
         self.parameters = declare(self, PolicyParameters)
+        self.scheduler = Scheduler(self.parameters.realtime, self.parameters.realtime_priority)
         self._lock = threading.Lock()
         self._loop: ControlLoop | None = None
+        self._undo: list[Callable[[], None]] = []  # what configure has begun
         self._thread: ControlThread | None = None
-        self._entities: list[Any] = []  # what configure made, in order
+        self._entities = Entities()  # what configure made
         self._published_state = ""
         self._logged_state: State | None = None
         self._engagements = 0
@@ -78,14 +87,10 @@ class PolicyNode(LifecycleNode):
         """Loads, verifies, warms up, subscribes. A mistake of the user's fails the transition with one line in the log."""
         try:
             self._configure()
-        except OtprError as error:
-            self.failure = str(error)
-            self.get_logger().error(f"cannot configure: {error}")
-            self._unconfigure()
-            return TransitionCallbackReturn.FAILURE
         except Exception as error:  # rclpy would swallow it; the reason must be seen, and what was made so far undone
-            self.failure = repr(error)
-            self.get_logger().error(f"cannot configure:\n{traceback.format_exc()}")
+            users = isinstance(error, OtprError)
+            self.failure = str(error) if users else repr(error)
+            self.get_logger().error(f"cannot configure: {error}" if users else f"cannot configure:\n{traceback.format_exc()}")
             self._unconfigure()
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
@@ -96,18 +101,21 @@ class PolicyNode(LifecycleNode):
         gc.unfreeze()
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
-        if self._pacing is Pacing.CLOCK:  # in lockstep the world waits for us, however long we take
-            period_s = 1.0 / self._role.source.control_rate_hz
-            self._guard.start(period_s, self._control, self._is_fresh, self._outlet.publishers, self._tell_stopped)
+        self.scheduler.lock_memory()
+        if self._slot is not None:
+            self._slot.resume()
+        if self._pacing is Pacing.CLOCK and self._outlet.publishers:  # in lockstep the world waits for us, however long we take
+            self._guard.start(self._actors.period_s, self._control, self._is_fresh, self._outlet.publishers, self._tell_stopped)
         self._thread = ControlThread(
-            self._tick,
+            self._tick if self._flight is None else self._flight.around(self._tick),
             pacing=self._pacing,
-            period_s=1.0 / self._role.source.control_rate_hz,
+            period_s=self._actors.period_s,
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             buffer=self._buffer,
             counters=self._control.counters,
+            on_start=self._enter_control,
         )
-        self.get_logger().info(f"ready: {self._role.description}; engage with ~/engage")
+        self.get_logger().info(f"ready: {self._actors.describe(self._contract.robot)}; engage with ~/engage")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -141,85 +149,86 @@ class PolicyNode(LifecycleNode):
     # Configure and back
 
     def _configure(self) -> None:
+        path = str(self.get_parameter(PARAMETER).value)
         if not self.parameters.robot:
             raise ContractError("parameter 'robot' must be given")
         if self.parameters.noise_seed < 0:
             raise ContractError(f"parameter 'noise_seed' is {self.parameters.noise_seed}, must be 0 or more")
-        self._pacing = _parse(Pacing, "pacing", self.parameters.pacing)
-        mode = _parse(Mode, "mode", self.parameters.mode)
+        self._pacing = parse_pacing(self.parameters.pacing)
+        mode = parse_mode(self.parameters.mode, path)
         self._contract: RobotContract = load_contract(self.parameters.robot)
-        self._role: Role = make_role(mode, self.parameters.policy, self._contract)
-        source = self._role.source
+        self._slot: PolicySlot | None = None
+        self._actors = Actors(mode, self._contract, partial(self._open_slot, Path(path)))
+        source = self._actors.source
         self._buffer = ObservationBuffer(source.observation, self._contract.max_ages_s())
-        switch = self._contract.dead_man_switch
-        self._control = ControlLoop(
-            source,
-            self._buffer,
-            self._contract.limits,
-            self._contract.stop_after_s,
-            measured_finger=self._contract.measured_finger,
-            after_release=AfterRelease.ENGAGE if switch is None else switch.after_release,
-        )
+        contract, switch = self._contract, self._contract.dead_man_switch
+        after = AfterRelease.ENGAGE if switch is None else switch.after_release
+        finger, limits = contract.measured_finger, contract.limits
+        self._control = ControlLoop(source, self._buffer, limits, contract.stop_after_s, measured_finger=finger, after_release=after)
         self._loop = self._control
+        self._flight: NodeFlight | None = None
+        if self._slot is not None:
+            self._flight = NodeFlight(self, self.parameters, contract, self._control, self.scheduler, self._entities.keep)
+            self._undo.append(self._flight.close)
         self._subscribe()
         self._advertise()
-        self._guard = Guard(self, self._contract, self._keep, self._on_rival, commands=mode is not Mode.SHADOW)
+        self._guard = Guard(self, contract, self._entities.keep, self._on_rival, commands=mode is not Mode.SHADOW)
+        if (slot := self._slot) is not None:
+            self._undo.append(HotSwap(self, partial(self._swap, slot), lambda: slot.running).close)
+
+    def _open_slot(self, path: Path) -> PolicySlot:
+        waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
+        open_session = partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu)
+        self._slot = PolicySlot(path, self._contract, waiting, open_session, partial(self.scheduler.enter, Role.INFERENCE))
+        self._undo.append(partial(self._slot.close, self.get_logger().error))
+        return self._slot
+
+    def _swap(self, slot: PolicySlot, path: Path) -> None:
+        """Lets another policy file take over; in the thread of ~/load."""
+        slot.swap(path, self._control, self._buffer, self._lock, self._data_time_ns)
+        self._publish_identity()
+
+    def _publish_identity(self) -> None:
+        if self._slot is not None and self._flight is not None:
+            self._flight.add_policy(self._slot.running)
+        self._identity_publisher.publish(String(data=json.dumps(self._actors.identity())))
 
     def _subscribe(self) -> None:
-        by_topic: dict[str, dict[str, ObservationSource]] = defaultdict(dict)
-        for name in self._role.source.observation.names:
-            source = self._contract.observations[name]
-            by_topic[source.topic][name] = source
-        for topic, sources in by_topic.items():
-            kinds = {(source.type, source.reliability) for source in sources.values()}
-            if len(kinds) != 1:
-                raise ContractError(f"topic {topic} is given two types or reliabilities, by {', '.join(sources)}")
-            ((kind, reliability),) = kinds
+        for topic, sources in self._contract.sources_by_topic(self._actors.source.observation.names).items():
+            source = next(iter(sources.values()))
             callback = partial(self._on_message, sources)
-            self._keep(self.create_subscription(MESSAGE_CLASSES[kind], topic, callback, subscription_qos(reliability)))
+            kind = MESSAGE_CLASSES[source.type]
+            self._entities.keep(self.create_subscription(kind, topic, callback, subscription_qos(source.reliability)))
 
     def _advertise(self) -> None:
-        contract = self._contract
-        keep = self._keep
-        period_s = 1.0 / self._role.source.control_rate_hz
-        if self._role.mode is Mode.SHADOW:
+        contract, keep = self._contract, self._entities.keep
+        period_s = self._actors.period_s
+        if self._actors.mode is Mode.SHADOW:
             report = Path(self.parameters.report) if self.parameters.report else None
             self._outlet: Outlet = ProposalOutlet(self, keep, contract, period_s, report)
         else:
             qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(period_s)
             self._outlet = CommandOutlet(self, keep, contract, qos)
-        if self._role.stream is not None:
-            frame, counters = contract.pose_command.frame, self._control.counters
-            self._link = OperatorLink(self, keep, self._role.stream, frame=frame, now_ns=self._data_time_ns, counters=counters)
-            keep(self.create_service(SetBool, "~/takeover", self._on_takeover))
+        if self._actors.stream is not None:
+            self._link = OperatorLink(self, keep, self._actors, contract, self._data_time_ns, self._lock, self._control.counters)
         self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))
         self._state_publisher = keep(self.create_publisher(String, "~/state", LATCHED_QOS))
         self._identity_publisher = keep(self.create_publisher(String, "~/artifact", LATCHED_QOS))
-        self._identity_publisher.publish(String(data=json.dumps(self._role.identity)))
+        self._publish_identity()
         keep(self.create_service(SetBool, "~/engage", self._on_engage))
         keep(self.create_service(Trigger, "~/reset", self._on_reset))
         keep(self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics))
 
     def _unconfigure(self) -> None:
         self._loop = None
-        destroy: dict[str, Callable[[Any], bool]] = {
-            "Subscription": self.destroy_subscription,
-            "Publisher": self.destroy_publisher,
-            "LifecyclePublisher": self.destroy_lifecycle_publisher,
-            "Service": self.destroy_service,
-            "Timer": self.destroy_timer,
-        }
-        while self._entities:
-            entity = self._entities.pop()
-            destroy[type(entity).__name__](entity)
-
-    def _keep(self, entity: Any) -> Any:
-        """Notes what cleanup has to destroy, the moment it exists: the next one may fail to be made."""
-        self._entities.append(entity)
-        return entity
+        while self._undo:
+            self._undo.pop()()
+        self._entities.destroy(self)
 
     def _stop_ticking(self, reason: str) -> None:
         if self._thread is not None:
+            if self._slot is not None:
+                self._slot.interrupt()
             self._thread.close()
             self._thread = None
             self._guard.close()
@@ -227,21 +236,30 @@ class PolicyNode(LifecycleNode):
             with self._lock:
                 self._loop.disengage(reason)
             self._publish_state()
-            self._outlet.close(self._role.identity)
+            self._outlet.close(self._actors.identity())
 
     # Control thread
+
+    def _enter_control(self) -> None:
+        self.scheduler.enter(Role.CONTROL)
+        self.get_logger().info(f"real time: {self.scheduler.describe()}")
+        for denial in self.scheduler.denials:
+            self.get_logger().warning(str(denial))
 
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
         try:
             self._guard.beat()
             with self._lock:  # over publishing too: once a service has disengaged, nothing more is sent
-                if self._role.mode is Mode.SHADOW:
-                    self._go_on_proposing(now_ns)
+                if self._actors.mode is Mode.SHADOW:
+                    self._engagements += self._control.go_on(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
                 command = self._control.tick(now_ns, self._guard.released())
                 if command is not None:
                     # The permit is asked last: however long all this took, the watchdog had its say.
                     self._outlet.publish(command, lambda: self._guard.permit.revoked is None)
+                if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
+                    self._control.stop(self._guard.permit.revoked)
+                    command = None
             self._publish_state()
             return command is not None
         except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
@@ -249,14 +267,6 @@ class PolicyNode(LifecycleNode):
                 self._control.stop(f"internal error: {error!r}")
             self.get_logger().error(f"stopped by an internal error:\n{traceback.format_exc()}")
             return False
-
-    def _go_on_proposing(self, now_ns: int) -> None:
-        """In shadow mode nothing moves, so that nobody has to engage, and a stop ends by itself with the next good observation."""
-        if self._control.state is State.STOPPED:
-            self._control.reset()
-        if self._control.state is State.READY:
-            refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
-            self._engagements += refused is None
 
     # Callbacks
 
@@ -301,20 +311,6 @@ class PolicyNode(LifecycleNode):
             self._thread.answer_again()
         return refused
 
-    def _on_takeover(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        """The operator takes the robot, or gives it back. Allowed in any state; what the robot does follows at the next tick."""
-        with self._lock:
-            arbiter = self._role.arbiter
-            if arbiter is None:
-                refused: str | None = "there is no policy to take over from, or to give back to"
-            else:
-                refused = arbiter.take_over(self._data_time_ns()) if request.data else arbiter.give_back()
-        response.success = refused is None
-        response.message = refused or ("operator" if request.data else "policy")
-        if refused is None:
-            self.get_logger().info(f"the {response.message} has the robot")
-        return response
-
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
             self._control.reset()
@@ -344,21 +340,16 @@ class PolicyNode(LifecycleNode):
 
     def _publish_state(self) -> None:
         with self._lock:  # services and the control thread both tell; state and reason are one, and the last told must be the last set
-            self._publish_state_locked()
-
-    def _publish_state_locked(self) -> None:
-        if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
-            self._control.stop(self._guard.permit.revoked)
-        state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
-        if state != self._published_state:
-            self._published_state = state
-            self._state_publisher.publish(String(data=state))
-        if self._control.state is not self._logged_state:  # a reason may change with every tick; the log gets the first one
-            self._logged_state = self._control.state
-            if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
-                self.get_logger().warning(state)
-            else:
-                self.get_logger().info(state)
+            state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
+            if state != self._published_state:
+                self._published_state = state
+                self._state_publisher.publish(String(data=state))
+            if self._control.state is not self._logged_state:  # a reason may change with every tick; the log gets the first one
+                self._logged_state = self._control.state
+                if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
+                    self.get_logger().warning(state)
+                else:
+                    self.get_logger().info(state)
 
     def _tell_stopped(self, reason: str) -> None:
         """Called by the watchdog, while the control thread may hang with ``_lock``: takes no lock."""
@@ -366,9 +357,11 @@ class PolicyNode(LifecycleNode):
         self._published_state = state
         self._state_publisher.publish(String(data=state))
         self.get_logger().error(state)
+        if self._flight is not None:
+            self._flight.stopped(reason)
 
     def _publish_diagnostics(self) -> None:
-        facts = {"robot": self._contract.robot, **self._role.facts(), **self._outlet.facts()}
+        facts = {"robot": self._contract.robot, "realtime": self.scheduler.describe()} | self._actors.facts() | self._outlet.facts()
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
@@ -376,25 +369,18 @@ class PolicyNode(LifecycleNode):
                 self._control.state if self._guard.permit.revoked is None else State.STOPPED,
                 self._guard.permit.revoked or self._control.reason,
                 self._control.counters,
-                self._role.inference(),
+                self._actors.chunks(),
+                self._actors.inference(),
                 facts,
+                [denial.what for denial in self.scheduler.denials],
             )
         )
-
-
-_E = TypeVar("_E", bound=Enum)
-
-
-def _parse(kind: type[_E], name: str, text: str) -> _E:
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise ContractError(unknown(name, text, [member.value for member in kind])) from error
 
 
 def make() -> PolicyNode:
     """The node, and active if ``autostart`` says so. Raises ContractError when it cannot be."""
     node = PolicyNode()
+    node.scheduler.enter(Role.CALLBACKS)  # this thread will run the executor
     if node.parameters.autostart:
         for transition in (node.trigger_configure, node.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from otpr_policy.chunk import ChunkPolicy, RecedingHorizon, episode_rng
+from otpr_policy.chunk import ChunkPolicy, episode_rng
 from otpr_policy.errors import TaskError
+from otpr_policy.receding_horizon import RecedingHorizon
 from otpr_policy.spec import Array
 from otpr_sim.env import TaskEnv, episode_seed
 from otpr_sim.experts import Expert
