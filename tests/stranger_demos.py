@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Demonstration sets of any shape for property tests, and two real episodes of Lift."""
+"""Demonstration sets of any shape for property tests, and real episodes from the simulator."""
 
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numbers
 
 from otpr_policy.spec import Array, Field, Semantics, VectorSpec
+from otpr_sim import registry
 from otpr_sim.tasks.panda import ACTION
 from otpr_trainer.data.collect import ScriptedAttempts
 from otpr_trainer.data.demonstrations import Demonstrations, Episode, Header
@@ -37,12 +38,9 @@ def demonstrations(draw: st.DrawFn) -> Demonstrations:
     return Demonstrations(Header("bench", FIELDS, action, 25.0, {"kind": "drawn"}, 3, count, count + 2, count), tuple(episodes))
 
 
-def lift(episodes: int = 2) -> Demonstrations:
-    """Scripted episodes of Lift from the simulator."""
-    attempts = ScriptedAttempts("lift", 7, 0.1, 1.0)
-    attempt = attempts()
-    found = [episode for episode in map(attempt, range(episodes)) if episode is not None]
-    from otpr_sim import registry
-
-    spec, count = registry.spec("lift"), len(found)
-    return Demonstrations(Header("lift", spec.observation, spec.action, 20.0, attempts.source(), 7, count, count, count), tuple(found))
+def simulated(task: str = "lift", episodes: int = 2) -> Demonstrations:
+    """Scripted episodes from the simulator, of attempts that all succeed."""
+    attempts = ScriptedAttempts(task, 7, 0.1, 1.0)
+    found = [episode for episode in map(attempts(), range(episodes)) if episode is not None]
+    spec, count = registry.spec(task), len(found)
+    return Demonstrations(Header(task, spec.observation, spec.action, 20.0, attempts.source(), 7, count, count, count), tuple(found))

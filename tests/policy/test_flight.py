@@ -161,6 +161,34 @@ def test_a_flight_replays_exactly(tmp_path: Path, spec: PolicySpec, delay_ticks:
         assert any(isinstance(tick.action, TimedAction) and tick.action.seam is not None for tick in log.ticks), "no seam was tested"
 
 
+@pytest.mark.parametrize("delay_ticks", [0, 2])
+def test_a_flight_with_another_policy_half_way_replays_exactly_with_both_files(tmp_path: Path, delay_ticks: int) -> None:
+    first, second = open_tiny(LONG), open_tiny(replace(LONG, chunk_length=6, executed_length=3))
+    lanes = {"first": SimulatedLanes(first, delay_ticks), "second": SimulatedLanes(second, delay_ticks)}
+    names = {id(lane): name for name, lane in lanes.items()}
+    recorder = FlightRecorder(SECONDS, LONG)
+    executor = ChunkExecutor(lanes["first"])
+    executor.observer = lambda event: recorder.observe(event, names[id(executor.asked)])
+    executor.reset(episode_rng(3, 0))
+    middle = (LONG.observation.low + LONG.observation.high) / 2
+    changed: list[str | None] = []
+    for number in range(60):
+        recorder.begin(number * PERIOD_S)
+        if number == 30:
+            executor.change(lanes["second"], changed.append)
+        executor.act(number, middle + 1e-3 * np.sin(number), number)
+        recorder.end(number, 0.0, number, "ENGAGED", "", None, None)
+    assert changed == [None]
+    log = saved(recorder.snapshot(), tmp_path / "x.mcap").log
+    assert {record.policy for record in log.requests} == {"first", "second"}
+    report = replay(log, {"first": first, "second": second})
+    assert report.exact
+    assert report.actions == 60
+    with pytest.raises(RecordingError, match=r"noise of \(2, 14\) and \(1, 8, 7\), the flight has \(2, 14\) and \(1, 6, 7\)"):
+        replay(log, {"first": first, "second": first})
+    assert replay(log, {"second": second}).uncovered_actions >= 30
+
+
 def spoil(log: FlightLog, number: int, change: Callable[[ChunkRequest], ChunkRequest]) -> FlightLog:
     requests = list(log.requests)
     record = requests[number]

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversion between formats: round trips bit for bit, scales by hand, refusals by name and place."""
 
+import json
 import zipfile
+from argparse import ArgumentParser
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from otpr_policy.errors import DemonstrationError, OutputError
 from otpr_sim.tasks.panda import ACTION, FINGER_RANGE, FINGER_SLEW, FINGER_START
+from otpr_trainer.commands.demos_convert import COMMAND
 from otpr_trainer.data import archives
 from otpr_trainer.data.demonstrations import load, write_set
 from otpr_trainer.data.formats import dppo, osc_actions
@@ -130,6 +134,20 @@ def test_an_array_larger_than_what_is_read_is_refused_before_memory_is_given_to_
         archives.read_npz(path)
 
 
+def test_a_damaged_archive_is_refused_or_says_what_it_said_before(tmp_path):
+    demos = point_task.demonstrations(2)
+    dppo.write_dppo(tmp_path, demos)
+    whole = (tmp_path / "train.npz").read_bytes()
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        damaged = bytearray(whole[: rng.integers(len(whole))] if seed % 10 == 0 else whole)
+        for place in rng.integers(0, len(damaged), rng.integers(1, 20)):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "train.npz").write_bytes(damaged)
+        with suppress(DemonstrationError):
+            assert dppo.read_dppo(tmp_path).sha256 == demos.sha256
+
+
 @given(stranger_demos.array(30, 1, 0.0, FINGER_RANGE))
 @settings(deadline=None)
 def test_robosuites_fingers_never_leave_ours_by_more_than_half_a_slew_step(targets):
@@ -188,3 +206,16 @@ def test_what_is_in_the_way_is_kept_and_what_is_unknown_is_refused(tmp_path):
         convert(Request(tmp_path / "dppo", tmp_path / "x", Format.MCAP))
     convert(Request(tmp_path / "dppo", tmp_path / "demos", Format.DEMOS, overwrite=True))
     assert load(tmp_path / "demos").header.kept == 2
+
+
+def test_the_command_says_what_it_wrote(tmp_path, capsys):
+    demos = point_task.write_demonstrations(tmp_path / "demos")
+    parser = ArgumentParser()
+    COMMAND.add_arguments(parser)
+    words = [str(tmp_path / "demos"), "--to", "dppo", "--out", str(tmp_path / "dppo")]
+    assert COMMAND.run(parser.parse_args([*words, "--json"])) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["format"], said["task"], said["episodes"], said["transitions"]) == ("dppo", "point", 8, 80)
+    assert said["sha256"] == demos.sha256
+    assert COMMAND.run(parser.parse_args([*words, "--overwrite"])) == 0
+    assert capsys.readouterr().out.startswith("8 episodes of point, 80 steps, as dppo in ")

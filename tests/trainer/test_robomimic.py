@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import point_task
 import pytest
 import stranger_demos
 from hypothesis import HealthCheck, given, settings
@@ -26,7 +27,7 @@ ANY_FOLDER = settings(max_examples=20, deadline=None, suppress_health_check=[Hea
 
 @pytest.fixture(scope="module")
 def lift():
-    return stranger_demos.lift()
+    return stranger_demos.simulated()
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,21 @@ def test_robosuites_own_playback_plays_every_episode(lift, exported, options):
     assert f"played 2 episodes, {lift.transitions} frames" in result.stdout, result.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["can", "square", "door"])
+def test_every_task_is_played_back_and_read_back(tmp_path, task):
+    demos = stranger_demos.simulated(task, 1)
+    path = tmp_path / "demo.hdf5"
+    write_robomimic(path, demos)
+    assert read_robomimic(path).sha256 == demos.sha256
+    words = [sys.executable, PLAYBACK, "--folder", tmp_path]
+    result = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=200, check=False)
+    assert f"played 1 episodes, {demos.transitions} frames" in result.stdout, result.stderr
+    if task != "door":  # robosuite's vector does not say how its handle is turned
+        (theirs,), (ours,) = read_robomimic(path, foreign=True).episodes, demos.episodes
+        assert np.allclose(theirs.observation, ours.observation, rtol=0, atol=1e-12)
+
+
 def test_the_model_file_has_the_episodes_own_cube_in_full(lift, exported):
     with h5py.File(exported) as file:
         text = file["data/demo_1"].attrs["model_file"]
@@ -214,6 +230,11 @@ def test_a_strangers_wrong_file_is_refused_by_name_and_place(copy, change, messa
         (lambda f: f["data/demo_0/action_dict/gripper_position"].__setitem__((2, 0), 9.0), "is not what the copy|beyond its bounds"),
         (lambda f: f["data/demo_0/otpr_state"].__setitem__((2, 0), np.inf), r"otpr_state' holds .* inf at \[2, 0\]"),
         (lambda f: f["data"].attrs.__setitem__(HEADER, "{"), "is not JSON"),
+        (lambda f: f["data/demo_1/rewards"].__setitem__(0, 0.5), "data/demo_1 is damaged or was changed"),
+        (
+            lambda f: f["data"].attrs.__setitem__(HEADER, f["data"].attrs[HEADER].replace('"rad"', '"deg"')),
+            "data/demo_0/actions is not what the copy",
+        ),
         (lambda f: f["data/demo_0"].attrs.__setitem__("otpr_attempt", 0.5), "is no whole number"),
     ],
 )
@@ -257,6 +278,12 @@ def test_a_filter_plugin_a_large_dataset_and_no_hdf5_at_all_are_refused(copy, tm
         h5py.h5d.create(file["data"].id, b"blosc", kind, space, plist)
     with pytest.raises(DemonstrationError, match="'data/blosc' is packed with filter 32001, which needs a plugin"):
         read_robomimic(copy)
+    with h5py.File(copy, "r+") as file:
+        del file["data/blosc"]
+        del file["data/demo_0/rewards"]
+        file.create_dataset("data/demo_0/rewards", (3,), "f8", maxshape=(None,), chunks=(1 << 26,))
+    with pytest.raises(DemonstrationError, match="stored in pieces of 536870912 bytes"):
+        read_robomimic(copy)
     (tmp_path / "x.hdf5").write_bytes(b"not this")
     with pytest.raises(DemonstrationError, match="no HDF5 file"):
         read_robomimic(tmp_path / "x.hdf5")
@@ -270,6 +297,24 @@ def test_an_observation_that_the_simulator_denies_is_refused_by_step_and_field(l
     with pytest.raises(DemonstrationError, match=r"episode 0, step 4: ee_position\[2\] was recorded as"):
         write_robomimic(tmp_path / "demo.hdf5", other)
     assert not (tmp_path / "demo.hdf5").exists()
+
+
+def test_a_damaged_file_is_refused_or_says_what_it_said_before(tmp_path):
+    demos = point_task.demonstrations(2)
+    write_robomimic(tmp_path / "whole.hdf5", demos)
+    whole = (tmp_path / "whole.hdf5").read_bytes()
+    refused = 0
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        damaged = bytearray(whole[: rng.integers(len(whole))] if seed % 10 == 0 else whole)
+        for place in rng.integers(0, len(damaged), rng.integers(1, 20)):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "damaged.hdf5").write_bytes(damaged)
+        try:
+            assert read_robomimic(tmp_path / "damaged.hdf5").sha256 == demos.sha256
+        except DemonstrationError:
+            refused += 1
+    assert refused > 50
 
 
 MODEL = (

@@ -16,7 +16,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={PACKAGE: ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["numpy", "onnx", "PyYAML"],
+    install_requires=["numpy", "onnx", "PyYAML", "rosbags"],
     # ONNX Runtime has two distributions for one module (CPU and GPU) and rclpy comes from apt on a robot: both are the installer's choice.
     extras_require={"cpu": ["onnxruntime"], "gpu": ["onnxruntime-gpu"], "ros": ["ros-jazzy-rclpy[fastrtps]"]},
     data_files=[

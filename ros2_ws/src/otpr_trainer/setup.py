@@ -19,6 +19,7 @@ setup(
     install_requires=[
         "h5py",
         "matplotlib",
+        "numba",
         "numpy",
         "onnx",
         "onnxscript",

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from otpr_policy.chunk import ChunkPolicy
+from otpr_policy.errors import RecordingError
 from otpr_policy.flight import FlightLog
 from otpr_policy.lanes import infer
 from otpr_policy.spec import Array
-from otpr_policy.timeline import SEAM_TICKS, TimedAction, seam_correction
+from otpr_policy.timeline import SEAM_TICKS, ChunkRequest, TimedAction, seam_correction
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,11 @@ class ReplayReport:
 
 
 def replay(log: FlightLog, policies: Mapping[str, ChunkPolicy], seam_ticks: int = SEAM_TICKS) -> ReplayReport:
-    """Computes again what the given policies, by the sha256 of their files, were asked for; ``seam_ticks`` as it was in the flight."""
+    """Computes again what the given policies, by the sha256 of their files, were asked for; ``seam_ticks`` as it was in the flight.
+
+    Raises:
+        RecordingError: a policy reads inputs of other shapes.
+    """
     chunks: dict[int, Array] = {}
     recorded = {record.result.request.number: record.result.chunk for record in log.results}
     chunk_differences, missing = [], 0
@@ -62,6 +67,7 @@ def replay(log: FlightLog, policies: Mapping[str, ChunkPolicy], seam_ticks: int 
         if chunk is None:
             missing += 1
         elif record.policy in policies:
+            _check_shapes(policies[record.policy], request)
             chunks[request.number] = infer(policies[record.policy], request)
             chunk_differences.append(_difference(chunk, chunks[request.number]))
     action_differences: list[float | None] = []
@@ -85,6 +91,15 @@ def replay(log: FlightLog, policies: Mapping[str, ChunkPolicy], seam_ticks: int 
         missing,
         uncovered,
     )
+
+
+def _check_shapes(policy: ChunkPolicy, request: ChunkRequest) -> None:
+    reads = (policy.spec.observation_horizon, policy.spec.observation.size), policy.noise_shape
+    given = request.observation.shape, request.noise.shape
+    if reads != given:
+        raise RecordingError(
+            f"the policy reads observations and noise of {reads[0]} and {reads[1]}, the flight has {given[0]} and {given[1]}"
+        )
 
 
 def _action(action: TimedAction, chunks: Mapping[int, Array], seam_ticks: int) -> Array | None:

@@ -13,12 +13,11 @@ _WRITTEN = [kind.value for kind in Format if kind is not Format.MCAP]
 
 
 def _arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="dataset: a file or folder")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="dataset: a file or folder; of recordings one, or a folder of them")
     parser.add_argument("--to", required=True, choices=_WRITTEN, help="format to write, see docs/datasets.md")
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="file (robomimic) or folder to write")
     parser.add_argument("--from", dest="origin", choices=_READ, help="format of SOURCE; by default it is looked at")
     parser.add_argument("--task", help="task of ours that SOURCE is of, where it does not say so itself")
-    parser.add_argument("--robot", help="robot contract that a recording was made with: name or path")
     parser.add_argument("--mask", metavar="NAME", help="take the episodes of a robomimic filter key, such as train")
     parser.add_argument(
         "--foreign", action="store_true", help="read what the format itself says, though otpr keeps a copy of its own in it"
@@ -35,7 +34,6 @@ def _run(arguments: Namespace) -> int:
         to=Format(arguments.to),
         origin=Format(arguments.origin) if arguments.origin else None,
         task=arguments.task,
-        robot=arguments.robot,
         mask=arguments.mask,
         foreign=arguments.foreign,
         overwrite=arguments.overwrite,

@@ -6,6 +6,7 @@ which only pickle could read, are refused by name.
 """
 
 import zipfile
+import zlib
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,8 @@ MAX_BYTES = 2 << 30
 """Largest sum of all arrays of one file, and largest file."""
 MAX_ARRAYS = 10_000
 _KINDS = "biufSU"  # numbers, truth values and text
+_DAMAGE = (OSError, ValueError, TypeError, SyntaxError, EOFError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile, zlib.error)
+"""What numpy's and Python's parsers raise on bytes that they did not write."""
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -49,7 +52,7 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
                     arrays[name] = _read(path, name, stream, left)
                 left -= arrays[name].nbytes
             return arrays
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise DemonstrationError(f"{path} is missing or damaged: {error}") from error
 
 

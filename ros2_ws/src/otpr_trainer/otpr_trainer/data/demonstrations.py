@@ -90,6 +90,9 @@ class Header:
         try:
             rest.update({key: VectorSpec.from_json(rest[key]) for key in ("observation", "action")})
             header = cls(**rest)
+            counts = (header.wanted, header.attempts, header.kept, header.seed)
+            if not all(type(count) is int for count in counts) or not isinstance(header.source, dict) or not isinstance(header.task, str):
+                raise ValueError("task must be text, source an object, and wanted, attempts, kept and seed whole numbers")
             if min(header.wanted, header.attempts, header.kept, header.discarded, header.seed) < 0:
                 raise ValueError("a count is negative")
             if not (is_number(header.control_rate_hz) and header.control_rate_hz > 0):
@@ -133,6 +136,14 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.action)
+
+    @cached_property
+    def content(self) -> bytes:
+        """SHA-256 of every number."""
+        digest = sha256()
+        for array in (self.observation, self.action, self.state, self.reward):
+            digest.update(repr(array.shape).encode() + np.ascontiguousarray(array, dtype="<f8").tobytes())
+        return digest.digest()
 
     def write(self, path: Path, header: Header) -> None:
         """Writes the episode atomically. Raises OutputError."""

@@ -30,7 +30,6 @@ class Request:
         to: format of ``target``.
         origin: format of ``source``; None looks at it.
         task: of ours, for sources that do not say.
-        robot: contract, for recordings.
         mask: filter key of a robomimic file.
         foreign: read what a format itself says, though the file has a copy of ours.
         overwrite: replace what is at ``target``.
@@ -42,7 +41,6 @@ class Request:
     to: Format
     origin: Format | None = None
     task: str | None = None
-    robot: str | None = None
     mask: str | None = None
     foreign: bool = False
     overwrite: bool = False
@@ -82,8 +80,14 @@ def read(request: Request) -> Demonstrations:
         from otpr_trainer.data.formats.dppo import read_dppo
 
         demos = read_dppo(request.source, request.task, request.foreign)
+    elif origin is Format.LEROBOT:
+        from otpr_trainer.data.formats.lerobot_dataset import read_lerobot
+
+        demos = read_lerobot(request.source, request.lerobot_python, request.task, request.foreign)
     else:
-        raise DemonstrationError(f"{origin.value} cannot be read yet")
+        from otpr_trainer.data.formats.recordings import read_recordings
+
+        demos = read_recordings(request.source, request.task)
     if request.task is not None and demos.header.task != request.task:
         raise DemonstrationError(f"{request.source} holds demonstrations of {demos.header.task!r}, not {request.task!r}")
     return demos
@@ -106,6 +110,8 @@ def detect(source: Path) -> Format:
     for name, found in marks.items():
         if (source / name).is_file():
             return found
+    if any(source.glob("*.mcap")) or any(source.glob("*/*.mcap")):  # one that was not completed has no metadata.yaml
+        return Format.MCAP
     raise DemonstrationError(f"{source} is missing, or neither {', '.join(kind.value for kind in Format)}; say which with --from")
 
 
@@ -130,4 +136,6 @@ def _write(request: Request, demos: Demonstrations) -> None:
 
         write_dppo(request.target, demos)
     else:
-        raise DemonstrationError(f"{request.to.value} cannot be written yet")
+        from otpr_trainer.data.formats.lerobot_dataset import write_lerobot
+
+        write_lerobot(request.target, demos, request.lerobot_python)

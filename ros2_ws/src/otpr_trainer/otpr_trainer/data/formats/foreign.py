@@ -2,6 +2,7 @@
 """What every dataset that we did not write goes through on its way to a demonstration set."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,17 @@ def foreign_set(kind: str, path: Path, task: TaskSpec, episodes: Sequence[Episod
     source: dict[str, float | str] = {"kind": kind, "file": path.name, "sha256": sha256(path)}
     count = len(episodes)
     header = Header(task.name, task.observation, task.action, task.control_rate_hz, source, 0, count, attempts=count, kept=count)
+    return Demonstrations(header, tuple(episodes))
+
+
+def of_ours(path: Path, header: Header, episodes: Sequence[Episode]) -> Demonstrations:
+    """A set that we wrote, or some episodes of one; then the header says of how many. Raises DemonstrationError when there is none."""
+    count = len(episodes)
+    if not episodes:
+        raise DemonstrationError(f"{path} has no episode")
+    if count != header.kept:
+        source = {**header.source, "subset_of": header.kept}
+        header = replace(header, source=source, wanted=count, attempts=count, kept=count)
     return Demonstrations(header, tuple(episodes))
 
 

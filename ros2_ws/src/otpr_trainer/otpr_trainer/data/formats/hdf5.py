@@ -5,11 +5,12 @@ HDF5 can point out of a file (external links, external storage, virtual datasets
 carry pickled bytes as opaque data. A file that does any of this is refused by the name of the object, before anything is read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,15 @@ from otpr_trainer.data.archives import MAX_BYTES, check_size
 
 MAX_OBJECTS = 200_000
 MAX_DEPTH = 16
+MAX_CHUNK_BYTES = 256 << 20
+"""Largest piece that a dataset is stored in: all of it is unpacked, however little of it is read."""
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf"}  # those that h5py brings itself
 _KINDS = "biuf"
+
+
+_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError)
+"""What h5py raises on bytes that it did not write."""
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def library() -> Any:
@@ -33,6 +41,19 @@ def library() -> Any:
         raise EnvironmentSetupError("robomimic files are HDF5, which needs h5py; install it with 'pip install h5py'") from error
 
 
+def _guarded(method: _Method) -> _Method:
+    """Damage that shows only when something is read, said like any other."""
+
+    @wraps(method)
+    def call(self: "Hdf5File", name: str, *rest: Any) -> Any:
+        try:
+            return method(self, name, *rest)
+        except _DAMAGE as error:
+            raise DemonstrationError(f"{self._path} is damaged at {name!r}: {error}") from error
+
+    return call  # type: ignore[return-value]
+
+
 class Hdf5File:
     """An open file that has been looked through. Names are paths within the file, such as ``data/demo_0/actions``."""
 
@@ -40,15 +61,18 @@ class Hdf5File:
         self._path, self._file = path, file
         self._left = MAX_BYTES
 
+    @_guarded
     def names(self, group: str) -> list[str]:
         """Names in a group, sorted; none where there is no such group."""
         found = self._file.get(group)
         return sorted(found) if isinstance(found, library().Group) else []
 
+    @_guarded
     def has(self, name: str) -> bool:
         """Whether there is an object of this name."""
         return name in self._file
 
+    @_guarded
     def array(self, name: str) -> NDArray[Any]:
         """A dataset of numbers. Raises DemonstrationError naming it, when there is none or it is no plain array."""
         dataset = self._file.get(name)
@@ -58,13 +82,13 @@ class Hdf5File:
         if dataset.dtype.kind not in _KINDS or dataset.shape is None:
             raise DemonstrationError(f"{self._path}: {name!r} holds {dataset.dtype}, not numbers")
         size = prod(dataset.shape) * dataset.dtype.itemsize
+        chunk = prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
+        if chunk > MAX_CHUNK_BYTES:
+            raise DemonstrationError(f"{self._path}: {name!r} is stored in pieces of {chunk} bytes; at most {MAX_CHUNK_BYTES} are read")
         if size > self._left:
             raise DemonstrationError(f"{self._path}: {name!r} has {size} bytes; {MAX_BYTES} bytes are read of one file")
         self._left -= size
-        try:
-            return np.asarray(dataset[()])
-        except (OSError, RuntimeError, ValueError) as error:
-            raise DemonstrationError(f"{self._path} is damaged at {name!r}: {error}") from error
+        return np.asarray(dataset[()])
 
     def numbers(self, name: str, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
         """A dataset of finite numbers of a shape, in which None fits any length. Raises DemonstrationError naming it and the place."""
@@ -78,6 +102,7 @@ class Hdf5File:
             raise DemonstrationError(f"{self._path}: {name!r} holds a number that is not finite: {values[where]} at {list(where)}")
         return values
 
+    @_guarded
     def texts(self, name: str) -> list[str]:
         """A dataset of text. Raises DemonstrationError naming it."""
         dataset = self._file.get(name)
@@ -87,16 +112,18 @@ class Hdf5File:
             raise DemonstrationError(f"{self._path}: {name!r} holds {dataset.dtype}, not names")
         return [_decoded(self._path, name, value) for value in dataset[()]]
 
+    @_guarded
     def text(self, name: str, key: str) -> str | None:
         """A text attribute, or None where there is none. Raises DemonstrationError when it is something else."""
         attributes = self._file[name].attrs
         if key not in attributes:
             return None
         kind = attributes.get_id(key).dtype
-        if kind.kind != "S" and library().check_string_dtype(kind) is None:
+        if attributes.get_id(key).shape != () or (kind.kind != "S" and library().check_string_dtype(kind) is None):
             raise DemonstrationError(f"{self._path}: attribute {key!r} of {name!r} holds {kind}, not text")
         return _decoded(self._path, f"{name}.{key}", attributes[key])
 
+    @_guarded
     def integer(self, name: str, key: str) -> int | None:
         """A whole-number attribute, or None where there is none. Raises DemonstrationError when it is something else."""
         attributes = self._file[name].attrs
@@ -120,10 +147,13 @@ def open_hdf5(path: Path) -> Iterator[Hdf5File]:
     try:
         check_size(path)
         file = open_file(path, "r")
-    except (OSError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise DemonstrationError(f"{path} is missing, damaged or no HDF5 file: {error}") from error
     with file:
-        _check_group(path, file, "", [0], set(), 0)
+        try:
+            _check_group(path, file, "", [0], set(), 0)
+        except _DAMAGE as error:
+            raise DemonstrationError(f"{path} is damaged: {error}") from error
         yield Hdf5File(path, file)
 
 
@@ -133,24 +163,20 @@ def _check_group(path: Path, group: Any, name: str, count: list[int], seen: set[
     if identity in seen or depth > MAX_DEPTH:
         raise DemonstrationError(f"{path}: group {name!r} contains itself or lies more than {MAX_DEPTH} deep")
     seen.add(identity)
-    try:
-        children = list(group)
-        for child in children:
-            full = f"{name}/{child}".lstrip("/")
-            count[0] += 1
-            if count[0] > MAX_OBJECTS:
-                raise DemonstrationError(f"{path} has more than {MAX_OBJECTS} objects")
-            if not isinstance(group.get(child, getlink=True), h5.HardLink):
-                raise DemonstrationError(f"{path}: {full!r} is a link, which could lead to another file; links are not followed")
-            item = group[child]
-            if isinstance(item, h5.Group):
-                _check_group(path, item, full, count, seen, depth + 1)
-            elif isinstance(item, h5.Dataset):
-                _check_dataset(path, item, full)
-            else:
-                raise DemonstrationError(f"{path}: {full!r} is neither a group nor a dataset")
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
-        raise DemonstrationError(f"{path} is damaged below {name or '/'!r}: {error}") from error
+    for child in list(group):
+        full = f"{name}/{child}".lstrip("/")
+        count[0] += 1
+        if count[0] > MAX_OBJECTS:
+            raise DemonstrationError(f"{path} has more than {MAX_OBJECTS} objects")
+        if not isinstance(group.get(child, getlink=True), h5.HardLink):
+            raise DemonstrationError(f"{path}: {full!r} is a link, which could lead to another file; links are not followed")
+        item = group[child]
+        if isinstance(item, h5.Group):
+            _check_group(path, item, full, count, seen, depth + 1)
+        elif isinstance(item, h5.Dataset):
+            _check_dataset(path, item, full)
+        else:
+            raise DemonstrationError(f"{path}: {full!r} is neither a group nor a dataset")
 
 
 def _check_dataset(path: Path, dataset: Any, name: str) -> None:

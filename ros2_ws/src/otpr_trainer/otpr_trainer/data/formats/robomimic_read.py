@@ -12,10 +12,10 @@ from otpr_policy.spec import Array, is_number
 from otpr_sim.env import TaskSpec
 from otpr_trainer.data.demonstrations import Demonstrations, Episode, Header
 from otpr_trainer.data.formats import osc_actions
-from otpr_trainer.data.formats.foreign import check_bounds, check_same, foreign_set
+from otpr_trainer.data.formats.foreign import check_bounds, check_same, foreign_set, of_ours
 from otpr_trainer.data.formats.hdf5 import Hdf5File, open_hdf5
 from otpr_trainer.data.formats.model_geometry import ModelGeometry
-from otpr_trainer.data.formats.robomimic_write import ATTEMPT, HEADER, STATE, standard_actions
+from otpr_trainer.data.formats.robomimic_write import ATTEMPT, CONTENT, HEADER, STATE, content_digest, standard_actions
 from otpr_trainer.data.formats.robosuite_fields import SIZES, our_fields, task_of
 
 _DEMO = "demo_"
@@ -79,14 +79,10 @@ def _read_ours(file: Hdf5File, path: Path, names: list[str], text: str) -> Demon
         episode = Episode(attempt, np.concatenate([now, then[-1:]]), actions, state, reward)
         check_same(path, f"{group}/actions", file.numbers(f"{group}/actions", (steps, None)), standard_actions(episode, whole))
         check_bounds(path, number, episode, action)
+        if file.text(group, CONTENT) != content_digest(text, episode):
+            raise DemonstrationError(f"{path}: {group} is damaged or was changed: its numbers are not those that otpr wrote")
         episodes.append(episode)
-    if not episodes:
-        raise DemonstrationError(f"{path} has no episode")
-    if len(episodes) == whole.kept:
-        return Demonstrations(whole, tuple(episodes))
-    count = len(episodes)
-    source = {**whole.source, "subset_of": whole.kept}
-    return Demonstrations(Header(**{**vars(whole), "source": source, "wanted": count, "attempts": count, "kept": count}), tuple(episodes))
+    return of_ours(path, whole, episodes)
 
 
 def _read_foreign(file: Hdf5File, path: Path, names: list[str]) -> Demonstrations:

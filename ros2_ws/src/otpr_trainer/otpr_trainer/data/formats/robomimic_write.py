@@ -7,6 +7,7 @@ The layout is the one that robomimic documents (``data/demo_N`` with ``actions``
 
 import json
 from contextlib import ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from otpr_trainer.data.formats.simulated import NativeEpisode, native_episode
 HEADER = "otpr_header"
 STATE = "otpr_state"
 ATTEMPT = "otpr_attempt"
+CONTENT = "otpr_sha256"
 VALIDATION_EVERY = 10  # robomimic's usual share: a tenth
 _ROBOSUITE, _GYM = 1, 2  # robomimic's EnvType
 
@@ -45,15 +47,23 @@ def write_robomimic(path: Path, demos: Demonstrations) -> None:
         temporary = stack.enter_context(atomic_path(path))
         with h5.File(temporary, "w", track_order=False) as file:
             data = file.create_group("data")
+            header = json.dumps(demos.header.to_json())
+            data.attrs[HEADER] = header
             for number, episode in enumerate(demos.episodes):
                 native = native_episode(view, episode, demos.header, number) if view is not None else None
-                _write_episode(data.create_group(f"demo_{number}"), episode, demos.header, native)
+                group = data.create_group(f"demo_{number}")
+                group.attrs[CONTENT] = content_digest(header, episode)
+                _write_episode(group, episode, demos.header, native)
             data.attrs["total"] = demos.transitions
-            data.attrs[HEADER] = json.dumps(demos.header.to_json())
             for key, value in _environment(demos.header, view).items():
                 data.attrs[key] = value
             for name, members in _masks(len(demos.episodes)).items():
                 file.create_dataset(f"mask/{name}", data=np.array([f"demo_{number}" for number in members], dtype="S"))
+
+
+def content_digest(header: str, episode: Episode) -> str:
+    """Tells whether an episode, and what the set's header says of it, is what was written."""
+    return sha256(header.encode() + episode.content).hexdigest()
 
 
 def standard_actions(episode: Episode, header: Header) -> Array:
