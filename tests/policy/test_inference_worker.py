@@ -24,7 +24,7 @@ from otpr_policy.timeline import SEAM_TICKS, ChunkRequest, Gap, TimedAction, sea
 
 LONG = replace(tiny_policy.SPEC, chunk_length=16, executed_length=8)
 PERIOD_S = 0.05
-PATIENT = Waiting(PERIOD_S, 5.0)
+PATIENT = Waiting(PERIOD_S, 5.0, 5.0)
 """Of tests whose policies are fast: a busy machine must not make them slow."""
 OBSERVATION = np.zeros(LONG.observation.size)
 
@@ -94,10 +94,10 @@ def test_a_hanging_policy_costs_a_tick_no_more_than_its_share_and_ends_in_gaps(s
     executor = executor_of(worker)
     timed_act(executor, 0)
     policy.gate = threading.Event()
-    worker._waiting = Waiting(PERIOD_S, 0.02)
+    worker._waiting = Waiting(PERIOD_S, 0.02, 0.04)
     actions, durations_s = zip(*(timed_act(executor, tick) for tick in range(1, 25)), strict=True)
     assert [isinstance(action, Gap) for action in actions] == [False] * 15 + [True] * 9  # the rest of the chunk bridges
-    assert sorted(durations_s)[-3] < 0.02 + 0.05, durations_s  # two outliers belong to the machine
+    assert sorted(durations_s)[-3] < 0.04 + 0.05, durations_s  # two outliers belong to the machine
     assert (executor.counters.bridged_ticks, executor.counters.underruns) == (8, 9)
 
 
@@ -145,7 +145,7 @@ def test_an_interruption_ends_a_wait_in_lockstep(start: Callable[..., InferenceW
     assert isinstance(action, Gap) and 0.05 < duration_s < 5.0
 
 
-@pytest.mark.parametrize(("share", "lanes"), [(0.1, 2), (0.3, 2), (0.5, 2), (0.8, 6)])
+@pytest.mark.parametrize(("share", "lanes"), [(0.5, 2), (0.6, 3), (0.8, 6)])
 def test_as_many_lanes_are_opened_as_the_measured_delay_needs_and_one_to_spare(share: float, lanes: int) -> None:
     """At 50 Hz, with 16 actions to a chunk; a clock that only the policy moves."""
     now_s = 0.0
@@ -153,7 +153,7 @@ def test_as_many_lanes_are_opened_as_the_measured_delay_needs_and_one_to_spare(s
     class Ticking(Slow):
         def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
             nonlocal now_s
-            now_s += share * 16 * 0.02 / 1.25  # the estimate's margin
+            now_s += share * 16 * 0.02 - 0.02  # the estimate's margin is a period
             return np.zeros((16, 7))
 
     worker = InferenceWorker.open(Ticking, Waiting.on_clock(0.02), clock=lambda: now_s)
@@ -165,8 +165,8 @@ def test_as_many_lanes_are_opened_as_the_measured_delay_needs_and_one_to_spare(s
 
 
 def test_a_policy_faster_than_the_spare_time_is_expected_in_its_tick() -> None:
-    """By hand: at 20 Hz a tick can spare 10 ms; 8 ms times 1.25 are just these, 8.1 ms need another tick."""
-    for duration_s, ticks in ((0.0005, 0), (0.008, 0), (0.0081, 1), (0.047, 1), (0.05, 2), (0.4, 10)):
+    """By hand: at 20 Hz a tick can spare 10 ms; 8 ms and a quarter are just these, 8.1 ms need one more. 400 ms and a period are 9."""
+    for duration_s, ticks in ((0.0005, 0), (0.008, 0), (0.0081, 1), (0.047, 1), (0.05, 2), (0.4, 9)):
         estimate = DelayEstimate(PERIOD_S, 0.2 * PERIOD_S)
         estimate.add(duration_s)
         assert estimate.ticks == ticks, duration_s
@@ -201,7 +201,7 @@ def test_the_estimate_never_lies_below_what_most_inferences_took(durations_s: li
 
 def test_from_what_the_observer_was_told_every_action_can_be_computed_again(start: Callable[..., InferenceWorker]) -> None:
     events: list[Event] = []
-    executor = executor_of(start(*(Slow(duration_s=0.004) for _ in range(3)), waiting=Waiting(0.005, 0.001)), observer=events.append)
+    executor = executor_of(start(*(Slow(duration_s=0.004) for _ in range(3)), waiting=Waiting(0.005, 0.001, 0.001)), observer=events.append)
     executor.lanes._estimate.ticks = 4  # type: ignore[attr-defined]
     for tick in range(60):
         executor.act(tick, OBSERVATION + tick)
@@ -276,7 +276,7 @@ def test_a_policy_that_does_not_answer_or_fails_does_not_take_over(
     executor = executor_of(start(Constant(1.0)))
     executor.act(0, OBSERVATION)
     old = executor.lanes
-    outcomes = change(executor, start(policy, waiting=Waiting(PERIOD_S, 0.02)))
+    outcomes = change(executor, start(policy, waiting=Waiting(PERIOD_S, 0.02, 0.04)))
     actions = [executor.act(tick, OBSERVATION) for tick in range(1, 40)]
     assert len(outcomes) == 1 and reason in str(outcomes[0])
     assert executor.lanes is old

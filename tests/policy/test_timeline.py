@@ -219,8 +219,8 @@ def test_a_result_from_before_forgetting_is_dropped_and_a_start_begins_when_its_
 
 def test_waiting_for_a_first_chunk_longer_than_expected_is_an_underrun() -> None:
     run = Run(LONG, [9], 4, 1).play(9)
-    assert [action.expected for action in run.actions] == [True] * 4 + [False] * 5  # type: ignore[union-attr]
-    assert run.line.counters.underruns == 5
+    assert [action.expected for action in run.actions] == [True] * 5 + [False] * 4  # type: ignore[union-attr]
+    assert run.line.counters.underruns == 4
 
 
 def test_the_noise_is_drawn_in_the_order_of_requests_whatever_order_they_are_answered_in() -> None:

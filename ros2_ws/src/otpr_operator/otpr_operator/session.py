@@ -97,7 +97,7 @@ class Session:
         self._clock = clock
         self._tell = tell
         self._bag: BagWriter | None = None
-        self._latched: dict[str, bytes] = {}
+        self._latched: dict[str, tuple[bytes, int | None]] = {}  # message and its publisher's count
         self._identity: Mapping[str, str] | None = None
         self._heard_s: dict[str, float] = {}  # needed topic -> when it was last heard
         self._told: set[str] = set()
@@ -129,7 +129,7 @@ class Session:
     def message(self, topic: str, received_ns: int, data: bytes, published_ns: int | None = None, sequence: int | None = None) -> None:
         """Takes a message that has come."""
         if self._topics[topic].latched:
-            self._latched[topic] = data
+            self._latched[topic] = (data, sequence)
         if self.phase is not Phase.RECORDING or self._bag is None:
             return
         self._heard_s[topic] = self._clock()
@@ -214,8 +214,8 @@ class Session:
         self._told.clear()
         if self._identity is not None:
             self._bag.note(ARTIFACT, self._identity)
-        for topic, data in self._latched.items():
-            self._bag.write(topic, now_ns, data)
+        for topic, (data, sequence) in self._latched.items():
+            self._bag.write(topic, now_ns, data, None, sequence)
         return Reply(True, f"{self.episode} is being recorded")
 
     def _end(self) -> None:

@@ -17,7 +17,7 @@ from otpr_policy.flight_writer import FlightWriter, default_directory
 from otpr_policy.inference_worker import InferenceWorker
 from otpr_policy.timeline import SEAM_TICKS
 
-_CLOSE_S = 5.0
+_CLOSE_S = 3.0  # below what a supervisor waits before it kills
 _LONGEST_S = 600.0
 
 

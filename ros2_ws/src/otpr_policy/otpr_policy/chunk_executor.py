@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from otpr_policy.lanes import Lanes
+from otpr_policy.lanes import Lanes, Patience
 from otpr_policy.spec import Array
 from otpr_policy.timeline import SEAM_TICKS, ChunkRequest, ChunkResult, Gap, Seam, TimedAction, Timeline, TimelineCounters
 
@@ -132,14 +132,19 @@ class ChunkExecutor:
 
     def _take(self) -> None:
         while True:
-            worth_waiting = self._timeline.uncovered and self._timeline.in_flight > 0
             *others, asked = self._all_lanes()
-            results = [result for lanes in others for result in lanes.collect(wait=False)]
-            results += asked.collect(wait=worth_waiting)
+            results = [result for lanes in others for result in lanes.collect(Patience.NONE)]
+            results += asked.collect(self._patience())
             for result in results:
                 self._receive(result)
             if not results:
                 return
+
+    def _patience(self) -> Patience:
+        timeline = self._timeline
+        if not timeline.uncovered or timeline.in_flight == 0:
+            return Patience.NONE
+        return Patience.LONG if timeline.empty else Patience.SHORT
 
     def _receive(self, result: ChunkResult) -> None:
         self.observer(result)

@@ -16,7 +16,7 @@ import numpy as np
 from otpr_policy.chunk_executor import ChunkExecutor, Outcome
 from otpr_policy.command import CartesianTarget, delta_to_target
 from otpr_policy.dead_man import AfterRelease
-from otpr_policy.health import Counters
+from otpr_policy.health import Counters, SeamRecord
 from otpr_policy.lanes import Lanes
 from otpr_policy.limits import Limits
 from otpr_policy.observation import Missing, Observation, ObservationBuffer
@@ -74,6 +74,9 @@ class ControlLoop:
             after_release: what it takes to move again after the dead-man switch was released.
         """
         self._source = source
+        self.seams = SeamRecord(source.action)
+        if source.executor is not None:
+            source.executor.on_seam = self.seams.add
         self._buffer = buffer
         self._limits = limits
         self._limiter = TargetLimiter(limits, 1.0 / source.control_rate_hz)

@@ -32,7 +32,7 @@ class TickRecord:
         state, reason: after the tick.
         observation: what it acted on, None where there was nothing usable or the robot may not move.
         action: of the chunk that was carried out, or the gap; None where the tick did not come so far.
-        target: what was published.
+        target: what was handed to the publishers; they keep it back in the tick in which the watchdog stops the robot.
     """
 
     number: int

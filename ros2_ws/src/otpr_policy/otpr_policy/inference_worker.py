@@ -17,12 +17,14 @@ import numpy as np
 
 from otpr_policy.chunk import ChunkPolicy
 from otpr_policy.health import WINDOW
-from otpr_policy.lanes import infer
+from otpr_policy.lanes import Patience, infer
 from otpr_policy.spec import PolicySpec
 from otpr_policy.timeline import ChunkRequest, ChunkResult, lanes_needed
 
 SPARE_SHARE = 0.2
 """How much of a period a tick may wait for a chunk that is about to come: a policy this fast is used in the tick it was asked in."""
+LAST_SHARE = 0.5
+"""The same where there is nothing else to send: half a period late is better than not at all, and the next tick is still far."""
 LOCKSTEP_WAIT_S = 10.0  # in lockstep the simulation waits for us; a hung inference must still not keep services waiting for ever
 _MEASURED_CALLS = 20
 _MAX_LANES = 8
@@ -32,8 +34,11 @@ _CLOSE_S = 0.5
 class DelayEstimate:
     """After how many ticks a chunk is expected, from what inference took lately."""
 
-    def __init__(self, period_s: float, spare_s: float, percentile: float = 99.0, margin: float = 1.25, window: int = 256) -> None:
-        """Expects the ``percentile`` of the last ``window`` durations times ``margin``, less the ``spare_s`` that each tick can wait."""
+    def __init__(self, period_s: float, spare_s: float, percentile: float = 99.0, margin: float = 0.25, window: int = 256) -> None:
+        """Expects the ``percentile`` of the last ``window`` durations, less the ``spare_s`` that each tick can wait.
+
+        To it comes the share ``margin`` of itself, but no more than a period: a machine's hiccups do not grow with the network.
+        """
         self._period_s = period_s
         self._spare_s = spare_s
         self._percentile = percentile
@@ -44,7 +49,8 @@ class DelayEstimate:
     def add(self, duration_s: float) -> None:
         """Takes in how long one inference took, from submitting it on."""
         self._durations_s.append(duration_s)
-        expected_s = self._margin * float(np.percentile(self._durations_s, self._percentile))
+        usual_s = float(np.percentile(self._durations_s, self._percentile))
+        expected_s = usual_s + min(self._margin * usual_s, self._period_s)
         self.ticks = max(0, math.ceil((expected_s - self._spare_s) / self._period_s))
 
 
@@ -54,23 +60,25 @@ class Waiting:
 
     Args:
         period_s: of the control loop.
-        spare_s: how long one tick may wait for a chunk.
+        spare_s: how long one tick may wait for a chunk that is expected in it.
+        last_s: how long it may wait when it has nothing to send otherwise.
         lockstep: time stands still while it waits, so chunks always come in the tick they were asked for.
     """
 
     period_s: float
     spare_s: float
+    last_s: float
     lockstep: bool = False
 
     @classmethod
     def on_clock(cls, period_s: float) -> "Waiting":
         """On a robot: a share of the period."""
-        return cls(period_s, SPARE_SHARE * period_s)
+        return cls(period_s, SPARE_SHARE * period_s, LAST_SHARE * period_s)
 
     @classmethod
     def in_lockstep(cls, period_s: float) -> "Waiting":
         """With a simulation that waits for its commands."""
-        return cls(period_s, LOCKSTEP_WAIT_S, lockstep=True)
+        return cls(period_s, LOCKSTEP_WAIT_S, LOCKSTEP_WAIT_S, lockstep=True)
 
 
 class InferenceWorker:
@@ -99,7 +107,7 @@ class InferenceWorker:
         self._waiting = waiting
         self._clock = clock
         self._estimate = DelayEstimate(waiting.period_s, waiting.spare_s)
-        self._deadline_s = clock()
+        self._tick_began_s = clock()
         self._changed = threading.Condition()
         self._results: list[ChunkResult] = []
         self._interrupted = False
@@ -147,7 +155,7 @@ class InferenceWorker:
 
     def begin_tick(self) -> None:
         """See Lanes."""
-        self._deadline_s = self._clock() + self._waiting.spare_s
+        self._tick_began_s = self._clock()
 
     def submit(self, request: ChunkRequest) -> None:
         """See Lanes."""
@@ -155,11 +163,12 @@ class InferenceWorker:
             lane = self._idle.pop(0)
         self._jobs[lane].put((request, self._clock()))
 
-    def collect(self, wait: bool) -> Sequence[ChunkResult]:
+    def collect(self, patience: Patience) -> Sequence[ChunkResult]:
         """See Lanes."""
         with self._changed:
-            if wait and len(self._idle) < len(self._threads):
-                self._changed.wait_for(lambda: self._results or self._interrupted, self._deadline_s - self._clock())
+            if patience is not Patience.NONE and len(self._idle) < len(self._threads):
+                spare_s = self._waiting.last_s if patience is Patience.LONG else self._waiting.spare_s
+                self._changed.wait_for(lambda: self._results or self._interrupted, self._tick_began_s + spare_s - self._clock())
             results, self._results = self._results, []
         for result in results:
             if result.error is None:

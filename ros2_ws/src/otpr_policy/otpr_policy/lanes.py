@@ -3,11 +3,20 @@
 
 from collections import deque
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any, Protocol
 
 from otpr_policy.chunk import ChunkPolicy
 from otpr_policy.spec import Array, PolicySpec
 from otpr_policy.timeline import ChunkRequest, ChunkResult
+
+
+class Patience(Enum):
+    """How long the control thread waits for a chunk."""
+
+    NONE = "none"  # the tick has an action
+    SHORT = "short"  # the tick has one, but the chunk that should give it is expected now
+    LONG = "long"  # without a chunk there is nothing to send: a command late in its period is better than none
 
 
 class Lanes(Protocol):
@@ -35,8 +44,8 @@ class Lanes(Protocol):
     def submit(self, request: ChunkRequest) -> None:
         """Begins an inference; only while ``free`` is above 0."""
 
-    def collect(self, wait: bool) -> Sequence[ChunkResult]:
-        """What has been computed since the last call. With ``wait`` it waits for something, at most as long as this tick can spare."""
+    def collect(self, patience: Patience) -> Sequence[ChunkResult]:
+        """What has been computed since the last call; with patience it waits for something, but never up to the next tick."""
 
 
 def infer(policy: ChunkPolicy, request: ChunkRequest) -> Array:
@@ -71,7 +80,7 @@ class SimulatedLanes:
             self._under_way.clear()  # of an older epoch
         self._under_way.append((self._tick + (0 if request.first else self.delay_ticks), result))
 
-    def collect(self, wait: bool) -> Sequence[ChunkResult]:
+    def collect(self, patience: Patience) -> Sequence[ChunkResult]:
         """See Lanes."""
         results = []
         while self._under_way and self._under_way[0][0] <= self._tick:

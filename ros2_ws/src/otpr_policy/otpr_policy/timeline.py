@@ -227,6 +227,11 @@ class Timeline:
         """Whether the present tick lies beyond what the running chunk is planned for, so that a chunk is worth waiting for."""
         return self._running is None or self._tick >= self._running.end
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is no action at all for the present tick, not even in the rest of a chunk."""
+        return self._running is None or self._running.at(self._tick) is None
+
     def due(self, tick: int) -> bool:
         """Whether a chunk has to be asked for at a tick, which is the present or the next one."""
         delay = self.delay_ticks
@@ -322,7 +327,7 @@ class Timeline:
         vector = None if running is None else running.at(tick)
         if running is None or vector is None:
             began = tick if self._epoch_began is None else self._epoch_began
-            expected = running is None and tick - began < self.delay_ticks
+            expected = running is None and tick - began <= self.delay_ticks
             self.counters.underruns += not expected
             return Gap(tick, expected)
         self.counters.bridged_ticks += tick >= running.end

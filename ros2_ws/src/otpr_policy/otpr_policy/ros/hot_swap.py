@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_srvs.srv import Trigger
@@ -50,20 +50,22 @@ class HotSwap:
         self._server.create_service(Trigger, f"{node.get_fully_qualified_name()}/load", self._on_load)
         self._executor = SingleThreadedExecutor(context=node.context)
         self._executor.add_node(self._server)
+        self._closed = False
         self._thread = threading.Thread(target=self._spin, name="otpr-load", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Ends the service; a file that is being loaded is finished first."""
-        self._executor.shutdown(timeout_sec=_CLOSE_S)
+        self._closed = True
+        self._executor.create_task(lambda: None)  # so that spin_once returns
         self._thread.join(_CLOSE_S)
+        self._executor.remove_node(self._server)
+        self._executor.shutdown()
         self._server.destroy_node()
 
     def _spin(self) -> None:
-        try:
-            self._executor.spin()
-        except ExternalShutdownException:
-            return
+        while not self._closed:
+            self._executor.spin_once()
 
     def _on_load(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         old, wanted = self._running(), Path(str(self._node.get_parameter(PARAMETER).value))

@@ -143,8 +143,10 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Ends the control thread, before the context does."""
+        """Ends all threads, before the context does and while Python still runs; a flight that was asked for is written."""
         self._stop_ticking("shut down")
+        while self._undo:
+            self._undo.pop()()
 
     # Configure and back
 
@@ -257,9 +259,6 @@ class PolicyNode(LifecycleNode):
                 if command is not None:
                     # The permit is asked last: however long all this took, the watchdog had its say.
                     self._outlet.publish(command, lambda: self._guard.permit.revoked is None)
-                if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
-                    self._control.stop(self._guard.permit.revoked)
-                    command = None
             self._publish_state()
             return command is not None
         except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
@@ -292,8 +291,7 @@ class PolicyNode(LifecycleNode):
             refused = None
             with self._lock:
                 self._control.disengage()
-        response.success = refused is None
-        response.message = refused or self._control.state.value
+        response.success, response.message = refused is None, refused or self._control.state.value
         self._publish_state()
         return response
 
@@ -315,8 +313,7 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             self._control.reset()
             self._guard.permit.grant()
-        response.success = True
-        response.message = self._control.state.value
+        response.success, response.message = True, self._control.state.value
         self._publish_state()
         return response
 
@@ -340,6 +337,8 @@ class PolicyNode(LifecycleNode):
 
     def _publish_state(self) -> None:
         with self._lock:  # services and the control thread both tell; state and reason are one, and the last told must be the last set
+            if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
+                self._control.stop(self._guard.permit.revoked)
             state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
             if state != self._published_state:
                 self._published_state = state
@@ -371,7 +370,7 @@ class PolicyNode(LifecycleNode):
                 self._control.counters,
                 self._actors.chunks(),
                 self._actors.inference(),
-                facts,
+                facts | self._control.seams.facts(),
                 [denial.what for denial in self.scheduler.denials],
             )
         )
