@@ -38,12 +38,14 @@ class Operator:
         self.source = teleop_source(CONTRACT, self.stream)
         self.source.begin(None)
         self.now_ns = 10**18
+        self.tick = 0
 
     def act(self, linear: tuple[float, ...] = (0, 0, 0), angular: tuple[float, ...] = (0, 0, 0), **changed: Array) -> Action | Missing:
         """One control step later, with fresh samples."""
         self.now_ns += STEP_NS
         assert self.stream.push(self.now_ns, np.array(linear, float), np.array(angular, float), self.now_ns) is None
-        return self.source.act(0, Observation(self.now_ns, {**HAND, **changed}), self.now_ns)
+        self.tick += 1
+        return self.source.act(Observation(self.now_ns, {**HAND, **changed}), self.tick, self.now_ns)
 
 
 def vector(action: Action | Missing) -> Array:
@@ -155,7 +157,7 @@ class Script:
     def __init__(self) -> None:
         self.inferences = 0
 
-    def infer(self, observation: Array, noise: Array, previous: Array | None = None) -> Array:
+    def infer(self, observation: Array, noise: Array) -> Array:
         self.inferences += 1
         return np.tile(STILL + np.array([0, 0, 0.01, 0, 0, 0, 0]), (self.spec.chunk_length, 1))
 

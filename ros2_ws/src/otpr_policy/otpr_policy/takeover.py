@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from otpr_policy.chunk_executor import ChunkExecutor
 from otpr_policy.command import READS
 from otpr_policy.contract import RobotContract, Teleop, source_size
 from otpr_policy.errors import ContractError
 from otpr_policy.observation import Missing, Observation
 from otpr_policy.operator_stream import OperatorStream, Twist
 from otpr_policy.rotation import columns_to_matrix, matrix_to_rotation_vector, rotation_vector_to_matrix
-from otpr_policy.source import Action, Commander, PolicySource
+from otpr_policy.source import Action, ActionSource, Commander
 from otpr_policy.spec import Array, Field, Semantics, VectorSpec
 from otpr_policy.timeline import Gap
 
@@ -35,9 +36,6 @@ class _Reference:
 class OperatorSource:
     """Actions of an operator, made from the stream of a device."""
 
-    commander = Commander.OPERATOR
-    policy: PolicySource | None = None
-
     def __init__(
         self, stream: OperatorStream, contract: RobotContract, *, observation: VectorSpec, action: VectorSpec, rate_hz: float
     ) -> None:
@@ -54,6 +52,7 @@ class OperatorSource:
             ContractError: the contract has no section ``teleop``.
         """
         limits = contract.limits
+        self.executor: ChunkExecutor | None = None
         self.observation, self.action, self.control_rate_hz = observation, action, rate_hz
         self.trained_on: VectorSpec | None = None
         self._stream = stream
@@ -84,12 +83,12 @@ class OperatorSource:
         """See ActionSource: the reference starts anew at the measured hand."""
         self._reference = None
 
-    def act(self, tick: int, observation: Observation, now_ns: int) -> Action | Missing:
+    def act(self, observation: Observation, tick: int, now_ns: int) -> Action | Missing:
         """See ActionSource."""
+        values = observation.values
         twist = self._stream.newest(now_ns)
         if isinstance(twist, Missing):
             return twist
-        values = observation.values
         position, rotation = values["ee_position"], columns_to_matrix(values["ee_rotation"])
         fingers = self._next_fingers(values)
         if fingers is None:  # opening or closing without being told to would drop or crush something
@@ -135,24 +134,24 @@ class Arbiter:
     by itself would move the arm under a person's hands.
     """
 
-    def __init__(self, policy: PolicySource, operator: OperatorSource) -> None:
+    def __init__(self, policy: ActionSource, operator: OperatorSource) -> None:
         """The policy acts at first. Both sources have the same fields and rate."""
-        self.policy = policy
+        self._policy = policy
         self._operator = operator
         self._fingers: float | None = None
         self.commander = Commander.POLICY
         self.control_rate_hz = policy.control_rate_hz
-        self._finger_index = policy.action.slices[_FINGERS].start
+        self.executor = policy.executor
 
     @property
     def observation(self) -> VectorSpec:
         """See ActionSource."""
-        return self.policy.observation
+        return self._acting.observation
 
     @property
     def action(self) -> VectorSpec:
         """See ActionSource."""
-        return self.policy.action
+        return self._acting.action
 
     @property
     def trained_on(self) -> VectorSpec | None:
@@ -174,7 +173,7 @@ class Arbiter:
         if self.commander is Commander.POLICY:
             return "the policy has the robot already"
         self.commander = Commander.POLICY
-        self.policy.forget()
+        self._policy.forget()
         return None
 
     def refusal(self, now_ns: int) -> str | None:
@@ -184,24 +183,24 @@ class Arbiter:
     def reset(self, rng: np.random.Generator) -> None:
         """See ActionSource. Who has the robot does not change: an operator may take over before the robot is engaged."""
         self._fingers = None
-        self.policy.reset(rng)
+        self._policy.reset(rng)
         self._operator.reset(rng)
 
     def forget(self) -> None:
         """See ActionSource."""
-        self.policy.forget()
+        self._policy.forget()
         self._operator.forget()
 
-    def act(self, tick: int, observation: Observation, now_ns: int) -> Action | Missing | Gap:
+    def act(self, observation: Observation, tick: int, now_ns: int) -> Action | Missing | Gap:
         """See ActionSource."""
-        action = self._acting.act(tick, observation, now_ns)
+        action = self._acting.act(observation, tick, now_ns)
         if isinstance(action, Action):
-            self._fingers = float(action.vector[self._finger_index])
+            self._fingers = float(action.vector[self.action.slices[_FINGERS].start])
         return action
 
     @property
-    def _acting(self) -> PolicySource | OperatorSource:
-        return self.policy if self.commander is Commander.POLICY else self._operator
+    def _acting(self) -> ActionSource:
+        return self._policy if self.commander is Commander.POLICY else self._operator
 
 
 def teleop_source(contract: RobotContract, stream: OperatorStream) -> OperatorSource:

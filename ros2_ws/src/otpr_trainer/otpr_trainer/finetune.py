@@ -279,6 +279,8 @@ class ReplayRounds(Rounds):
         self.chain = self.actor.reverse
         self.replay = Replay(spec.observation_horizon, spec.chunk_length, spec.executed_length, gamma)
         self._candidates = candidates
+        if any(episode.operator is not None for episode in setup.demos.episodes):
+            raise DemonstrationError("the demonstrations are in part a policy's, which an operator corrected: give them as --corrections")
         for trajectory in of_demonstrations(setup.demos):
             self.see(trajectory)
             self.replay.add(trajectory, self.actor, candidates)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+from otpr_policy.errors import ContractError, unknown
 from otpr_policy.health import Counters
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.phase import ArrivalPhase
@@ -18,6 +19,14 @@ class Pacing(Enum):
 
     CLOCK = "clock"  # the monotonic clock at the policy's control rate: for robots, and the twin in real time
     OBSERVATION = "observation"  # a complete observation one control period newer: for a simulation that waits for its commands
+
+
+def parse_pacing(text: str) -> Pacing:
+    """The pacing of a name. Raises ContractError listing the known ones."""
+    try:
+        return Pacing(text)
+    except ValueError as error:
+        raise ContractError(unknown("pacing", text, [pacing.value for pacing in Pacing])) from error
 
 
 class ControlThread:

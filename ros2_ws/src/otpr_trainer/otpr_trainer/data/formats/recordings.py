@@ -19,6 +19,7 @@ from otpr_policy.observation import Missing, ObservationBuffer
 from otpr_policy.recording import Recording, Verdict, mcap_file, read_recording
 from otpr_policy.rotation import columns_to_matrix, matrix_to_rotation_vector, quaternion_to_matrix
 from otpr_policy.safety import Band, filter_action
+from otpr_policy.source import Commander
 from otpr_policy.spec import Array
 from otpr_sim import registry
 from otpr_sim.env import TaskSpec
@@ -105,7 +106,7 @@ def read_episode(recording: Recording, number: int, task: TaskSpec) -> Episode:
         raise DemonstrationError(f"{name}: there is no step: the recording ends with its first command")
     reward = np.zeros(steps)
     reward[-1] = 1.0
-    return Episode(number, observed, actions[:steps], np.empty((steps + 1, 0)), reward)
+    return Episode(number, observed, actions[:steps], np.empty((steps + 1, 0)), reward, _operator(recording, steps))
 
 
 def observe(recording: Recording, task: TaskSpec, ticks_ns: Sequence[int]) -> Array:
@@ -194,6 +195,18 @@ def _ticks(recording: Recording, task: TaskSpec) -> list[int]:
         after_s = (targets.stamps_ns[first] - targets.stamps_ns[0]) / 1e9
         raise DemonstrationError(f"{name}: no command for {seconds[first]:.3f} s after {after_s:.3f} s: the robot held")
     return [int(stamp) for stamp in targets.received_ns]
+
+
+def _operator(recording: Recording, steps: int) -> Array | None:
+    """Which steps an operator commanded, (T,), in an episode in which a policy acted too; None in one that is an operator's alone.
+
+    A command whose label was lost counts as the policy's: it is not imitated.
+    """
+    labels = recording.commanders()
+    if Commander.POLICY.value not in labels.values():
+        return None
+    stamps = recording.targets().stamps_ns[:steps]
+    return np.array([float(labels.get(int(stamp)) == Commander.OPERATOR.value) for stamp in stamps])
 
 
 def _actions(recording: Recording, task: TaskSpec, ticks: Sequence[int], observed: Array) -> Array:
