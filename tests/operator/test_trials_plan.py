@@ -124,6 +124,12 @@ def test_a_directory_belongs_to_one_study_that_may_only_get_more_trials(tmp_path
             plans.settle(changed, out)
 
 
+def test_files_are_known_by_their_content_not_by_where_one_stands(tmp_path: Path) -> None:
+    plans.settle(study(), tmp_path / "out")
+    elsewhere = tuple(replace(arm, artifact=f"/elsewhere/{arm.artifact}", robot="/a/panda_twin.yaml") for arm in (GOOD, BAD))
+    plans.settle(study(arms=elsewhere), tmp_path / "out")
+
+
 def test_cards_may_be_added_where_no_block_gets_another_one(tmp_path: Path) -> None:
     plans.settle(study(blocks=2, cards=("a", "b")), tmp_path / "one")
     plans.settle(study(blocks=3, cards=("a", "b", "c")), tmp_path / "one")

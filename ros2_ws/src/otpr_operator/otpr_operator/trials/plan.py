@@ -202,7 +202,7 @@ def settle(study: Study, directory: Path) -> None:
         return
     theirs = _settled(path)
     before, now = theirs["study"], ours["study"]
-    changed = [key for key in now if key not in MAY_GROW and before.get(key) != now[key]]
+    changed = [key for key in now if key not in MAY_GROW and _pinned(before.get(key)) != _pinned(now[key])]
     if before["blocks"] > now["blocks"]:
         changed.append("blocks")
     if any(card_of(before["cards"], block) != card_of(now["cards"], block) for block in range(before["blocks"])):
@@ -212,6 +212,13 @@ def settle(study: Study, directory: Path) -> None:
         raise PlanError(f"{directory} was begun with another plan: {what}; only trials may be added, choose another --out for the rest")
     if now != before:
         write_text(path, text)
+
+
+def _pinned(value: Any) -> Any:
+    """A setting without the paths of conditions: what lies there is pinned by its hash, and a path depends on where one stands."""
+    if not isinstance(value, list):
+        return value
+    return [{k: v for k, v in one.items() if k not in ("artifact", "robot")} if isinstance(one, dict) else one for one in value]
 
 
 def _settled(path: Path) -> dict[str, Any]:
