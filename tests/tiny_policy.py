@@ -3,7 +3,8 @@
 
 action = centre + 0.5 * range * tanh(observation @ weights + 0.1 * noise)
 
-With ``reads_previous`` the previous chunk is added to the latent, zero where it is NaN.
+With ``reads_previous`` the previous chunk is added to the latent, zero where it is NaN. With ``reads_committed`` the action is
+weight * committed + (1 - weight) * action.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from otpr_policy.artifact import METADATA_KEY, Denoising, Evaluation, Manifest, Parity, Provenance, embed
 from otpr_policy.spec import Array, Field, PolicySpec, Semantics, VectorSpec
+from otpr_policy.timeline import Committed
 
 OBSERVATION = VectorSpec(
     (
@@ -43,12 +45,15 @@ def weights(spec: PolicySpec = SPEC) -> Array:
     return np.asarray(rng.normal(size=(rows, spec.chunk_length * spec.action.size)) * 0.3, dtype=np.float32).astype(np.float64)
 
 
-def expected_action(observation: Array, noise: Array, spec: PolicySpec = SPEC, previous: Array | None = None) -> Array:
+def expected_action(
+    observation: Array, noise: Array, spec: PolicySpec = SPEC, previous: Array | None = None, committed: Committed | None = None
+) -> Array:
     """What the graph computes, in float64: observation (To, Do) and noise (1, Ta, Da) to actions (Ta, Da)."""
     low, high = spec.action.low, spec.action.high
     latent = (observation.reshape(-1) @ weights(spec)).reshape(spec.chunk_length, -1) + 0.1 * noise[0]
     latent = latent if previous is None else latent + np.nan_to_num(previous)
-    return np.asarray((low + high) / 2 + (high - low) / 2 * np.tanh(latent))
+    action = np.asarray((low + high) / 2 + (high - low) / 2 * np.tanh(latent))
+    return action if committed is None else committed.weight[:, None] * (committed.actions - action) + action
 
 
 def graph(spec: PolicySpec = SPEC) -> onnx.ModelProto:
@@ -73,7 +78,7 @@ def graph(spec: PolicySpec = SPEC) -> onnx.ModelProto:
         helper.make_node("Add", ["mean_latent", "scaled_noise"], ["latent"]),
         helper.make_node("Tanh", ["continued" if spec.reads_previous else "latent"], ["squashed"]),
         helper.make_node("Mul", ["squashed", "half_range"], ["offset"]),
-        helper.make_node("Add", ["offset", "centre"], ["action"]),
+        helper.make_node("Add", ["offset", "centre"], ["free" if spec.reads_committed else "action"]),
     ]
     more = []
     if spec.reads_previous:
@@ -84,6 +89,16 @@ def graph(spec: PolicySpec = SPEC) -> onnx.ModelProto:
             helper.make_node("Add", ["latent", "known"], ["continued"]),
         ]
         more = [helper.make_tensor_value_info("previous", TensorProto.FLOAT, [1, chunk, size])]
+    if spec.reads_committed:
+        initializers.append(numpy_helper.from_array(np.array([1, chunk, 1], dtype=np.int64), "weight_shape"))
+        nodes += [
+            helper.make_node("Reshape", ["committed_weight", "weight_shape"], ["weight"]),
+            helper.make_node("Sub", ["committed", "free"], ["difference"]),
+            helper.make_node("Mul", ["weight", "difference"], ["drawn"]),
+            helper.make_node("Add", ["drawn", "free"], ["action"]),
+        ]
+        more.append(helper.make_tensor_value_info("committed", TensorProto.FLOAT, [1, chunk, size]))
+        more.append(helper.make_tensor_value_info("committed_weight", TensorProto.FLOAT, [1, chunk]))
     observation_shape = [1, spec.observation_horizon, spec.observation.size]
     return helper.make_model(
         helper.make_graph(

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from otpr_policy.chunk import RecedingHorizon, episode_rng
+from otpr_policy.chunk import episode_rng
+from otpr_policy.receding_horizon import RecedingHorizon
 from otpr_sim import registry
 from otpr_sim.env import episode_seed
 from otpr_trainer import learner

@@ -13,8 +13,9 @@ import pytest
 import tiny_policy
 
 from otpr_policy import artifact
-from otpr_policy.chunk import RecedingHorizon, episode_rng
+from otpr_policy.chunk import episode_rng
 from otpr_policy.inference import OnnxPolicy
+from otpr_policy.receding_horizon import RecedingHorizon
 from otpr_policy.spec import Array
 from otpr_sim import registry
 from otpr_sim.commands.demo import Demo, run_demo

@@ -9,8 +9,9 @@ import pytest
 import tiny_policy
 from numpy.typing import NDArray
 
-from otpr_policy.chunk import RecedingHorizon, episode_rng
+from otpr_policy.chunk import episode_rng
 from otpr_policy.health import TimedPolicy
+from otpr_policy.receding_horizon import RecedingHorizon
 from otpr_policy.spec import Array, PolicySpec
 
 SPEC = replace(tiny_policy.SPEC, observation_horizon=2, chunk_length=5, executed_length=3)

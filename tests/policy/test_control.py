@@ -14,6 +14,7 @@ from otpr_policy.chunk import episode_rng
 from otpr_policy.command import delta_to_target
 from otpr_policy.control import MAY_MOVE, Command, ControlLoop, State
 from otpr_policy.dead_man import AfterRelease
+from otpr_policy.lanes import SimulatedLanes
 from otpr_policy.limits import Limits
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.rotation import matrix_to_columns
@@ -63,7 +64,7 @@ class Robot:
         self.policy = Script(**policy)
         self.buffer = ObservationBuffer(self.policy.spec.observation, dict.fromkeys(SAMPLES, 0.1))
         self.loop = ControlLoop(
-            self.policy, self.buffer, limits, stop_after_s, after_release=after_release, measured_finger=measured_finger
+            SimulatedLanes(self.policy), self.buffer, limits, stop_after_s, after_release=after_release, measured_finger=measured_finger
         )
         self.now_ns = 1_700_000_000_000_000_000
 
@@ -170,7 +171,7 @@ def test_a_recovered_robot_infers_anew_from_what_it_sees_now() -> None:
     assert robot.tick(cube_position=[0.6, 0.1, -0.05]) is not None  # three actions of the old chunk were left
     assert len(robot.policy.observations) == 2
     assert robot.policy.observations[1][-1].tolist()[-3:] == [0.6, 0.1, -0.05]
-    assert robot.loop.counters.inferences == 2
+    assert robot.loop.executor.counters.inferences == 2
     assert (robot.loop.state, robot.loop.reason) == (State.ENGAGED, "")
 
 
@@ -346,7 +347,7 @@ def test_an_absurd_action_is_rejected_counted_and_ends_in_a_stop(index: int, val
     assert tiny_policy.ACTION.label(index) in robot.loop.reason
     counters = robot.loop.counters
     assert (counters.rejects, counters.holds, counters.commands, counters.clamps) == (3, 3, 0, 0)
-    assert counters.inferences == 3  # a rejected chunk is not continued
+    assert robot.loop.executor.counters.inferences == 3  # a rejected chunk is not continued
 
 
 @pytest.mark.parametrize("size", [0, 1, 6, 8])
@@ -390,7 +391,7 @@ def test_the_counters_add_up() -> None:
     robot.tick()
     counters = robot.loop.counters
     assert (counters.ticks, counters.commands, counters.holds) == (11, 7, 2)
-    assert counters.inferences == 3  # steps 1 and 5, and the first after the hold
+    assert robot.loop.executor.counters.inferences == 3  # steps 1 and 5, and the first after the hold
 
 
 @pytest.mark.parametrize("error", [RuntimeError("device lost"), ValueError("shape"), MemoryError()])
@@ -423,7 +424,7 @@ def test_where_the_contract_says_so_pressing_it_again_resumes_within_the_time_of
     assert robot.tick(released="let go") is None
     assert (robot.loop.state, robot.loop.reason) == (State.HOLD, "let go")
     assert robot.tick() is not None
-    assert robot.loop.counters.inferences == 2  # from what is true now
+    assert robot.loop.executor.counters.inferences == 2  # from what is true now
     assert [(robot.tick(released="let go"), robot.loop.state)[1] for _ in range(4)] == [State.HOLD] * 3 + [State.STOPPED]
     assert robot.loop.reason == "let go"
 

@@ -18,6 +18,7 @@ from otpr_policy import artifact
 from otpr_policy.errors import ArtifactError
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.spec import Array, PolicySpec
+from otpr_policy.timeline import Committed
 
 TWO_STEPS = replace(tiny_policy.SPEC, observation_horizon=2)
 
@@ -54,6 +55,20 @@ def test_a_graph_that_reads_its_previous_chunk_is_told_of_none_by_nan() -> None:
     assert np.array_equal(policy.infer(observation, noise, np.full((4, 7), np.nan)), policy.infer(observation, noise))
     with pytest.raises(ValueError, match="previous chunk"):
         policy.infer(observation, noise, previous[:1])
+
+
+def test_a_graph_that_reads_what_is_committed_is_told_of_nothing_by_weights_of_zero() -> None:
+    spec = replace(tiny_policy.SPEC, reads_committed=True)
+    policy, plain = _policy(spec), _policy()
+    observation, noise = _inputs(2, spec)
+    committed = Committed(np.linspace(-1.0, 1.0, 28).reshape(4, 7), np.array([1.0, 0.75, 0.25, 0.0]))
+    for known in (committed, None, committed):
+        expected = tiny_policy.expected_action(observation, noise, spec, committed=known)
+        np.testing.assert_allclose(policy.infer(observation, noise, committed=known), expected, atol=1e-6, rtol=0)
+    assert np.array_equal(policy.infer(observation, noise), plain.infer(observation, noise))
+    for wrong in (Committed(committed.actions[:1], committed.weight), Committed(committed.actions, committed.weight[:1])):
+        with pytest.raises(ValueError, match="committed actions and weights"):
+            policy.infer(observation, noise, committed=wrong)
 
 
 def test_a_graph_without_manifest_computes_the_same_as_the_file() -> None:
@@ -147,17 +162,62 @@ def test_a_provider_that_was_asked_for_and_is_not_there_is_refused(
     assert capsys.readouterr().out == ""  # standard output belongs to --json
 
 
-def test_a_provider_that_is_installed_but_does_not_come_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def _only_the_cpu_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ONNX Runtime built with CUDA on a machine without a GPU: it offers CUDA, and opens a session on the CPU."""
     session = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(
         onnxruntime,
         "InferenceSession",
-        lambda content, options, providers: session(content, options, providers=["CPUExecutionProvider"]),
+        lambda content, _options, providers: session(content, providers=["CPUExecutionProvider"]),
     )
-    with pytest.raises(ArtifactError, match="asked for CUDAExecutionProvider, but active are CPUExecutionProvider"):
-        _policy(providers=["CUDAExecutionProvider"])
-    assert _policy(providers=None).providers == ("CPUExecutionProvider",)  # nobody insisted
+
+
+@pytest.mark.parametrize("providers", [None, ["CUDAExecutionProvider"], ["CUDAExecutionProvider", "CPUExecutionProvider"]])
+def test_a_provider_that_is_installed_but_does_not_come_up_is_refused(providers: list[str] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    _only_the_cpu_comes_up(monkeypatch)
+    with pytest.raises(ArtifactError, match=r"asked for CUDAExecutionProvider, but active are CPUExecutionProvider; .* --allow-cpu"):
+        _policy(providers=providers)
+
+
+def test_the_cpu_does_in_place_of_cuda_where_that_is_allowed_and_where_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    observation, noise = _inputs(4)
+    expected = _policy().infer(observation, noise)
+    _only_the_cpu_comes_up(monkeypatch)
+    allowed = OnnxPolicy.from_artifact(artifact.parse(tiny_policy.content()), allow_cpu=True)
+    for policy in (allowed, _policy(providers=["CPUExecutionProvider"])):
+        assert policy.providers == ("CPUExecutionProvider",)
+        assert np.array_equal(policy.infer(observation, noise), expected)
+
+
+def test_a_cuda_session_that_raises_is_an_error_unless_the_cpu_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    asked: list[object] = []
+
+    def open_session(content: bytes, options: onnxruntime.SessionOptions, providers: list[Any]) -> onnxruntime.InferenceSession:
+        asked.append(providers[0])
+        if providers != ["CPUExecutionProvider"]:
+            assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+            raise RuntimeError("a node is assigned to the CPU")
+        return session(content, options, providers=providers)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    with pytest.raises(ArtifactError, match="a node is assigned to the CPU"):
+        _policy(providers=None)
+    assert asked == [("CUDAExecutionProvider", {"enable_cuda_graph": "1", "use_tf32": "0"})]
+    assert OnnxPolicy.from_artifact(artifact.parse(tiny_policy.content()), allow_cpu=True).providers == ("CPUExecutionProvider",)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="this ONNX Runtime has no CUDA")
+def test_on_cuda_a_replayed_graph_computes_what_the_cpu_computes_on_inputs_that_change() -> None:
+    on_cuda, on_cpu = _policy(providers=["CUDAExecutionProvider"]), _policy()
+    assert on_cuda.providers[0] == "CUDAExecutionProvider"
+    for seed in range(50):
+        observation, noise = _inputs(seed)
+        np.testing.assert_allclose(on_cuda.infer(observation, noise), on_cpu.infer(observation, noise), atol=1e-6)
 
 
 def _appended(nodes: list[onnx.NodeProto], **constants: NDArray[Any]) -> bytes:
@@ -192,5 +252,5 @@ def test_a_graph_that_yields_another_shape_than_it_declares_is_refused_before_th
         helper.make_node("Slice", ["tiny_action", "start", "end", "axis"], ["action"]),
     ]
     content = _appended(nodes, zero=np.array(0, np.float32), rows=np.array([rows]), start=np.array([0]), axis=np.array([1]))
-    with pytest.raises(ArtifactError, match=rf"action of shape \(1, {rows}, 7\), expected \(1, 4, 7\)"):
+    with pytest.raises(ArtifactError, match=rf"cannot run the policy: .*\{{1,4,7\}} .*\{{1,{rows},7\}}"):
         OnnxPolicy.from_artifact(artifact.parse(content))

@@ -64,15 +64,16 @@ def test_a_manifest_that_is_no_json_object_is_refused(text: str) -> None:
         artifact.parse(stamped(tiny_policy.graph(), text))
 
 
-@pytest.mark.parametrize("version", [0, 4, "1", None, 1.0, 2.0, 3.0, True, [1]])
+@pytest.mark.parametrize("version", [0, 5, "1", None, 1.0, 2.0, 3.0, 4.0, True, [1]])
 def test_another_schema_version_is_refused_and_named(version: Any) -> None:
-    with pytest.raises(ArtifactError, match=re.escape(f"schema version {version!r}; this runtime reads versions 1, 2 and 3")):
+    with pytest.raises(ArtifactError, match=re.escape(f"schema version {version!r}; this runtime reads versions 1, 2, 3 and 4")):
         artifact.parse(_with_manifest(["schema_version"], version))
 
 
 ADDED = {
     2: [("", "selection", {}), ("parity", "near_ties", 0), ("parity", "value_error", 0.0)],
     3: [("policy", "reads_previous", False), ("denoising", "source", "gaussian")],
+    4: [("policy", "reads_committed", False)],
 }
 """Section, name and a value of the keys that each version added."""
 
@@ -80,22 +81,23 @@ ADDED = {
 def _of_version(version: int) -> Any:
     """The tiny policy's manifest as that version of the schema had it."""
     data = json.loads(json.dumps(tiny_policy.manifest().to_json()))
-    for added in range(version + 1, 4):
+    for added in range(version + 1, 5):
         for section, key, _ in ADDED[added]:
             del (data[section] if section else data)[key]
     return {**data, "schema_version": version}
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_a_file_of_an_older_version_is_one_chain_that_starts_from_noise(version: int) -> None:
     manifest = artifact.parse(stamped(tiny_policy.graph(), json.dumps(_of_version(version)))).manifest
     assert manifest == tiny_policy.manifest() and manifest.selection == Selection(1, 0, 0.0)
     assert manifest.denoising.source == "gaussian" and not manifest.policy.reads_previous
-    assert manifest.to_json()["schema_version"] == 3
+    assert not manifest.policy.reads_committed and manifest.to_json()["schema_version"] == 4
 
 
-def test_the_graph_of_a_policy_that_reads_its_previous_chunk_has_an_input_for_it_and_no_other_has() -> None:
-    reading = replace(tiny_policy.SPEC, reads_previous=True)
+@pytest.mark.parametrize("reads", ["reads_previous", "reads_committed"])
+def test_the_graph_of_a_policy_that_reads_more_has_inputs_for_it_and_no_other_has(reads: str) -> None:
+    reading = replace(tiny_policy.SPEC, **{reads: True})
     assert artifact.parse(tiny_policy.content(reading)).manifest.policy == reading
     for graph_of, manifest_of in ((reading, tiny_policy.SPEC), (tiny_policy.SPEC, reading)):
         with pytest.raises(ArtifactError, match="graph inputs are"):

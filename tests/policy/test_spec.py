@@ -210,23 +210,25 @@ def test_an_unknown_meaning_of_a_field_is_refused(value: Any) -> None:
         PolicySpec.from_json(_with(["action", 0, "semantics"], value))
 
 
+@pytest.mark.parametrize("key", ["reads_previous", "reads_committed"])
 @pytest.mark.parametrize("value", [1, 0, "true", None, []])
-def test_whether_the_previous_chunk_is_read_is_true_or_false(value: Any) -> None:
-    with pytest.raises(SpecError, match="reads_previous must be true or false"):
-        PolicySpec.from_json(_with(["reads_previous"], value))
+def test_whether_more_is_read_is_true_or_false(key: str, value: Any) -> None:
+    with pytest.raises(SpecError, match=f"{key} must be true or false"):
+        PolicySpec.from_json(_with([key], value))
 
 
-def test_a_spec_from_before_the_previous_chunk_does_not_read_it() -> None:
+@pytest.mark.parametrize("key", ["reads_previous", "reads_committed"])
+def test_a_spec_from_before_there_was_more_to_read_does_not_read_it(key: str) -> None:
     data = tiny_policy.SPEC.to_json()
-    del data["reads_previous"]
-    assert PolicySpec.from_json(data) == tiny_policy.SPEC and not tiny_policy.SPEC.reads_previous
-    reading = replace(tiny_policy.SPEC, reads_previous=True)
+    del data[key]
+    assert PolicySpec.from_json(data) == tiny_policy.SPEC and not getattr(tiny_policy.SPEC, key)
+    reading = replace(tiny_policy.SPEC, **{key: True})
     assert PolicySpec.from_json(reading.to_json()) == reading
 
 
 def test_unknown_and_missing_keys_are_refused() -> None:
     data = tiny_policy.SPEC.to_json()
-    without = [{key: data[key] for key in data if key != missing} for missing in data if missing != "reads_previous"]
+    without = [{key: data[key] for key in data if key != missing} for missing in data if not missing.startswith("reads_")]
     for broken in ({**data, "horizon": 1}, *without, [data], None):
         with pytest.raises(SpecError, match="exactly the keys"):
             PolicySpec.from_json(broken)

@@ -145,10 +145,10 @@ def test_a_short_gap_holds_and_resumes_with_a_new_inference(make_bench: Callable
     stream(bench, 0.3)
     time.sleep(0.3)
     assert state(bench) is State.HOLD
-    before = bench.policy._control.counters.inferences
+    before = bench.policy._control.executor.counters.inferences
     stream(bench, 0.2)
     assert state(bench) is State.ENGAGED
-    assert bench.policy._control.counters.inferences > before
+    assert bench.policy._control.executor.counters.inferences > before
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_the_artifact_is_published_for_late_joiners_and_diagnostics_carry_it(mak
     bench.robot.node.create_subscription(String, "/policy_node/artifact", identities.append, LATCHED_QOS)
     bench.robot.node.create_subscription(DiagnosticArray, "/diagnostics", records.append, 10)
     bench.wait_for(lambda: identities and records, "identity and diagnostics")
-    digest = bench.policy._artifact.sha256
+    digest = bench.policy._slot.running.artifact.sha256
     assert json.loads(identities[0].data)["sha256"] == digest
     values = {entry.key: entry.value for entry in records[-1].status[0].values}
     assert values["sha256"] == digest
@@ -282,7 +282,7 @@ def test_an_inference_that_raises_stops_the_robot_with_its_reason(make_bench: Ca
     def fail(*_: Any) -> None:
         raise RuntimeError("the session is gone")
 
-    bench.policy._policy.infer = fail
+    bench.policy._slot.running.worker.policies[0].infer = fail
     assert engage(bench).success
     bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
     assert "the session is gone" in bench.policy._control.reason

@@ -6,8 +6,9 @@ import point_task
 import pytest
 import torch
 
-from otpr_policy.chunk import RecedingHorizon, episode_rng
+from otpr_policy.chunk import episode_rng
 from otpr_policy.errors import OtprError, RunError
+from otpr_policy.receding_horizon import RecedingHorizon
 from otpr_trainer.algorithms.bc import Config, Learner
 from otpr_trainer.config import from_json
 from otpr_trainer.networks.mlp import DiffusionMLP, sinusoid

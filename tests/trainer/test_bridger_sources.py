@@ -12,9 +12,10 @@ import torch
 from point_bridges import SOURCES
 
 from otpr_policy import artifact
-from otpr_policy.chunk import RecedingHorizon, episode_rng
+from otpr_policy.chunk import episode_rng
 from otpr_policy.errors import RunError
 from otpr_policy.inference import OnnxPolicy
+from otpr_policy.receding_horizon import RecedingHorizon
 from otpr_policy.spec import PolicySpec
 from otpr_sim import registry
 from otpr_sim.tasks import can, lift

@@ -11,8 +11,9 @@ import point_tuning
 import pytest
 from point_fleet import SEED
 
-from otpr_policy.chunk import RecedingHorizon, episode_rng
+from otpr_policy.chunk import episode_rng
 from otpr_policy.errors import EnvironmentSetupError
+from otpr_policy.receding_horizon import RecedingHorizon
 from otpr_sim import vector
 from otpr_sim.env import episode_seed
 from otpr_sim.vector import VectorEnv

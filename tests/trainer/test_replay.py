@@ -9,8 +9,8 @@ import point_tuning
 import pytest
 import torch
 
-from otpr_policy.chunk import ObservationHistory
 from otpr_policy.errors import DemonstrationError
+from otpr_policy.history import ObservationHistory
 from otpr_trainer import checkpoint
 from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.data.replay import Origin, Replay, Trajectory, Transitions, of_demonstrations, transitions

@@ -23,8 +23,8 @@ from onnx import numpy_helper
 from otpr_policy.errors import ArtifactError, SpecError
 from otpr_policy.spec import PolicySpec, is_number
 
-SCHEMA_VERSION = 3
-READABLE_VERSIONS = (1, 2, 3)  # a key that came later has a default, which is what an older file means; see _since
+SCHEMA_VERSION = 4
+READABLE_VERSIONS = (1, 2, 3, 4)  # a key that came later has a default, which is what an older file means; see _since
 METADATA_KEY = "otpr.manifest"
 CHECKSUM_KEY = "otpr.sha256"
 SIZE_LIMIT_BYTES = 512 * 2**20  # far above any policy that meets a control deadline; bounds what a hostile file costs us
@@ -178,8 +178,9 @@ class Manifest:
             policy = PolicySpec.from_json(data["policy"])
         except SpecError as error:
             raise ArtifactError(f"manifest policy: {error}") from error
-        if ("reads_previous" in data["policy"]) != (version >= 3):
-            raise ArtifactError("manifest policy: the key reads_previous is of version 3, and every file of that version has it")
+        for key, since in (("reads_previous", 3), ("reads_committed", 4)):
+            if (key in data["policy"]) != (version >= since):
+                raise ArtifactError(f"manifest policy: the key {key} is of version {since}, and every file from that version on has it")
         shape = data["noise_shape"]
         if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
             raise ArtifactError(f"manifest noise_shape {shape!r} is not a list of positive whole numbers")
@@ -370,6 +371,9 @@ def _check_signature(model: onnx.ModelProto, manifest: Manifest) -> None:
     expected_outputs = {"action": [1, policy.chunk_length, policy.action.size]}
     if policy.reads_previous:
         expected_inputs["previous"] = expected_outputs["action"]
+    if policy.reads_committed:
+        expected_inputs["committed"] = expected_outputs["action"]
+        expected_inputs["committed_weight"] = [1, policy.chunk_length]
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     for side, values, expected in (("inputs", inputs, expected_inputs), ("outputs", list(model.graph.output), expected_outputs)):

@@ -13,6 +13,7 @@ from pathlib import Path
 from otpr_policy.contract import robot_names
 from otpr_policy.errors import OtprError
 from otpr_policy.finding import Finding, Status, check_modules
+from otpr_policy.realtime import DEFAULT_PRIORITY, MEMORY_DENIAL, may_lock_memory, request_fifo
 from otpr_policy.share import share_directory
 
 _PYTHON_VERSIONS = ((3, 10), (3, 13))  # the wheels that we need exist for these
@@ -45,6 +46,7 @@ def findings() -> Iterator[Finding]:
     yield _ros_network()
     yield _share()
     yield _real_time()
+    yield _memory_lock()
     yield _disk()
 
 
@@ -133,17 +135,17 @@ def _share() -> Finding:
 
 def _real_time() -> Finding:
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except OSError:
-        return Finding(
-            Status.WARN,
-            "real time",
-            "SCHED_FIFO is not permitted: ticks may come late when the machine is busy",
-            "on a robot, add '<user> - rtprio 50' to a file in /etc/security/limits.d and log in again",
-        )
+    denial = request_fifo(DEFAULT_PRIORITY)
+    if denial is not None:
+        return Finding(Status.WARN, "real time", denial.what, denial.remedy)
     os.sched_setscheduler(0, policy, parameter)
-    return Finding(Status.OK, "real time", "SCHED_FIFO is permitted")
+    return Finding(Status.OK, "real time", f"SCHED_FIFO {DEFAULT_PRIORITY} is permitted")
+
+
+def _memory_lock() -> Finding:
+    if may_lock_memory():
+        return Finding(Status.OK, "memory lock", "mlockall is permitted")
+    return Finding(Status.WARN, "memory lock", MEMORY_DENIAL.what, MEMORY_DENIAL.remedy)
 
 
 def _disk() -> Finding:

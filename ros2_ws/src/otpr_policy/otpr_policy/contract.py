@@ -6,7 +6,7 @@ limit must not be a limit that silently does not hold.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -129,6 +129,16 @@ class RobotContract:
     def max_ages_s(self) -> dict[str, float]:
         """Age limit of every field."""
         return {name: source.max_age_s for name, source in self.observations.items()}
+
+    def sources_by_topic(self, fields: Iterable[str]) -> dict[str, dict[str, ObservationSource]]:
+        """The sources of some fields, grouped by topic. Raises ContractError where a topic is given two types or reliabilities."""
+        topics: dict[str, dict[str, ObservationSource]] = {}
+        for name in fields:
+            topics.setdefault(self.observations[name].topic, {})[name] = self.observations[name]
+        for topic, sources in topics.items():
+            if len({(source.type, source.reliability) for source in sources.values()}) != 1:
+                raise ContractError(f"topic {topic} is given two types or reliabilities, by {', '.join(sources)}")
+        return topics
 
     def check_serves(self, policy: PolicySpec) -> None:
         """Raises ContractError when the robot lacks a field that the policy reads or writes, or has it in another unit, size or meaning."""

@@ -13,14 +13,17 @@ from enum import Enum
 
 import numpy as np
 
-from otpr_policy.chunk import ChunkPolicy, RecedingHorizon
+from otpr_policy.chunk_executor import ChunkExecutor, Outcome
 from otpr_policy.command import CartesianTarget, delta_to_target
 from otpr_policy.dead_man import AfterRelease
-from otpr_policy.health import Counters
+from otpr_policy.health import Counters, SeamRecord
+from otpr_policy.lanes import Lanes
 from otpr_policy.limits import Limits
 from otpr_policy.observation import Missing, Observation, ObservationBuffer
 from otpr_policy.rate import TargetLimiter
 from otpr_policy.safety import Band, check_observation, filter_action
+from otpr_policy.spec import PolicySpec
+from otpr_policy.timeline import Gap
 
 
 class State(Enum):
@@ -51,7 +54,7 @@ class ControlLoop:
 
     def __init__(
         self,
-        policy: ChunkPolicy,
+        lanes: Lanes,
         buffer: ObservationBuffer,
         limits: Limits,
         stop_after_s: float,
@@ -62,26 +65,45 @@ class ControlLoop:
         """Makes a loop that is READY.
 
         Args:
-            policy: what turns observations into actions.
+            lanes: where the policy turns observations into chunks.
             buffer: where the samples arrive.
             limits: the robot's.
             stop_after_s: how long the robot may hold, within any four times that long, before it is stopped.
             measured_finger: which number of which field measures the commanded finger joint, if one does.
             after_release: what it takes to move again after the dead-man switch was released.
         """
-        self._spec = policy.spec
-        self._horizon = RecedingHorizon(policy)
+        self.executor = ChunkExecutor(lanes)
+        self.seams = SeamRecord(lanes.spec.action)
+        self.executor.on_seam = self.seams.add
         self._buffer = buffer
         self._limits = limits
-        self._limiter = TargetLimiter(limits, policy.spec.period_s)
+        self._limiter = TargetLimiter(limits, lanes.spec.period_s)
         self._measured_finger = measured_finger
         self._after_release = after_release
         # Counted in ticks: neither a jump of the data's clock nor a pause of the simulation can shorten or stretch it.
-        self._stop_after_ticks = max(1, round(stop_after_s * policy.spec.control_rate_hz))
+        self._stop_after_ticks = max(1, round(stop_after_s * lanes.spec.control_rate_hz))
         self._recent_holds: deque[bool] = deque(maxlen=4 * self._stop_after_ticks)
         self.state = State.READY
         self.reason = "not engaged"
         self.counters = Counters()
+
+    @property
+    def _spec(self) -> PolicySpec:
+        """Of the policy that acts."""
+        return self.executor.lanes.spec
+
+    def change_policy(self, lanes: Lanes, outcome: Outcome, now_ns: int) -> None:
+        """Changes the policy at the next chunk, or at once when no chunk is carried out; see :meth:`ChunkExecutor.change`."""
+        moving = self.state is State.ENGAGED
+        if moving:
+            observation = self._buffer.observe(now_ns)
+            if not isinstance(observation, Missing):
+                fields = lanes.spec.observation
+                problem = check_observation(fields, fields.flatten(observation.values), self._limits)
+                if problem is not None:
+                    outcome(problem)
+                    return
+        self.executor.change(lanes, outcome, at_once=not moving)
 
     def engage(self, now_ns: int, rng: np.random.Generator, released: str | None = None) -> str | None:
         """Lets the robot move. Returns None, or why not: stopped, already engaged, switch released, or no usable observation.
@@ -97,7 +119,7 @@ class ControlLoop:
         observation = self._usable_observation(now_ns)
         if isinstance(observation, Missing):
             return observation.reason
-        self._horizon.reset(rng)
+        self.executor.reset(rng)
         self._limiter.start()
         self._recent_holds.clear()
         self._enter(State.ENGAGED, "")
@@ -106,10 +128,12 @@ class ControlLoop:
     def disengage(self, reason: str = "not engaged") -> None:
         """Takes the permission to move away. A stop stays a stop."""
         if self.state is not State.STOPPED:
+            self.executor.forget()
             self._enter(State.READY, reason)
 
     def stop(self, reason: str) -> None:
         """Stops until a person resets."""
+        self.executor.forget()
         self._enter(State.STOPPED, reason)
 
     def reset(self) -> None:
@@ -136,6 +160,9 @@ class ControlLoop:
             self._hold(observation.reason)
             return None
         target = self._decide(observation)
+        if isinstance(target, Gap):
+            self._wait_for_chunk(target)
+            return None
         if isinstance(target, Missing):
             self._hold(target.reason)
             return None
@@ -151,10 +178,11 @@ class ControlLoop:
         problem = check_observation(self._spec.observation, self._spec.observation.flatten(observation.values), self._limits)
         return observation if problem is None else Missing(problem)
 
-    def _decide(self, observation: Observation) -> CartesianTarget | Missing:
-        self.counters.inferences += self._horizon.inference_due
-        action = self._horizon.act(self._spec.observation.flatten(observation.values))
-        bounded = filter_action(self._spec.action, action, self._limits)
+    def _decide(self, observation: Observation) -> CartesianTarget | Missing | Gap:
+        action = self.executor.act(self.counters.ticks, self._spec.observation.flatten(observation.values), observation.stamp_ns)
+        if isinstance(action, Gap):
+            return action
+        bounded = filter_action(self._spec.action, action.vector, self._limits)
         if bounded.band is Band.REJECT:
             self.counters.rejects += 1
             return Missing(bounded.reason)
@@ -174,8 +202,18 @@ class ControlLoop:
         return float(observation.values[name][index]) if name in observation.values else None  # a policy need not read it
 
     def _hold(self, reason: str) -> None:
+        self.executor.forget()
+        self._count_hold(reason)
+
+    def _wait_for_chunk(self, gap: Gap) -> None:
+        """Holds without forgetting: what is under way is an answer to what was seen, and comes late rather than wrong."""
+        if gap.expected:
+            self._enter(State.HOLD, "waiting for the first chunk")
+        else:
+            self._count_hold("inference is late: no chunk covers this tick")
+
+    def _count_hold(self, reason: str) -> None:
         self.counters.holds += 1
-        self._horizon.forget()
         self._limiter.rest()
         self._recent_holds.append(True)  # counted over a while: an input that comes and goes must not hold and resume for ever
         if sum(self._recent_holds) > self._stop_after_ticks:

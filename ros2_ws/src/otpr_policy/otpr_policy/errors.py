@@ -39,6 +39,10 @@ class PlanError(OtprError):
     """A comparison's plan that is malformed, or is not the one that a directory was begun with."""
 
 
+class UnderrunError(OtprError):
+    """No action for a control step, because the next chunk takes longer than the last one reaches."""
+
+
 class TransportError(OtprError):
     """A transport problem that has no solution or whose solution was not reached."""
 

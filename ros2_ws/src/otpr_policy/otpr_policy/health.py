@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from otpr_policy.chunk import ChunkPolicy
-from otpr_policy.spec import Array, PolicySpec
+from otpr_policy.spec import Array, PolicySpec, VectorSpec
+from otpr_policy.timeline import Committed, Seam
 
 WINDOW = 20_000  # latencies kept, a quarter of an hour at 20 Hz; bounds the memory of a node that runs for weeks
 
@@ -44,13 +45,36 @@ class Counters:
 
     ticks: int = 0
     commands: int = 0
-    inferences: int = 0
     holds: int = 0
     clamps: int = 0
     rejects: int = 0
     refused_messages: int = 0
     deadline_misses: int = 0
     skipped_ticks: int = 0
+
+
+class SeamRecord:
+    """How far apart two chunks lie where one takes over from the other, per action field, in its unit; the newest WINDOW seams."""
+
+    def __init__(self, action: VectorSpec) -> None:
+        """``action``: the fields whose components of a jump (Da,) belong together."""
+        self._slices = action.slices
+        self._jumps: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in action.names}
+
+    def add(self, seam: Seam) -> None:
+        """Notes a seam's largest component in each field, as it was carried out."""
+        for name, where in self._slices.items():
+            self._jumps[name].append(float(np.abs(seam.left[where]).max()))
+
+    def facts(self) -> dict[str, str]:
+        """p99 and maximum by field, for diagnostics; nothing without a seam."""
+        found = {}
+        for name, jumps in self._jumps.items():
+            if jumps:
+                values = list(jumps)
+                found[f"seam_jump_{name}_p99"] = f"{np.percentile(values, 99):.6g}"
+                found[f"seam_jump_{name}_max"] = f"{max(values):.6g}"
+        return found
 
 
 class TimedPolicy:
@@ -71,9 +95,17 @@ class TimedPolicy:
         """Shape of one inference's noise."""
         return self._policy.noise_shape
 
-    def infer(self, observation: NDArray[Any], noise: NDArray[Any], previous: NDArray[Any] | None = None) -> Array:
+    def infer(
+        self,
+        observation: NDArray[Any],
+        noise: NDArray[Any],
+        previous: NDArray[Any] | None = None,
+        committed: Committed | None = None,
+    ) -> Array:
         """Infers and notes the duration; see :class:`otpr_policy.chunk.ChunkPolicy`."""
+        read: dict[str, Any] = {"previous": previous, "committed": committed}
+        given = {name: value for name, value in read.items() if value is not None}
         start = self._clock()
-        action = self._policy.infer(observation, noise, *(() if previous is None else (previous,)))
+        action = self._policy.infer(observation, noise, **given)
         self.durations_s.append(self._clock() - start)
         return action

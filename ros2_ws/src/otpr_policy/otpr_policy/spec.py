@@ -175,6 +175,7 @@ class PolicySpec:
         executed_length: how many of them are carried out before the next inference, 1..Ta.
         control_rate_hz: actions per second.
         reads_previous: whether the policy is also shown the chunk of the last inference, to start from.
+        reads_committed: whether it is also shown what is decided about its chunk already, to continue it.
 
     Raises:
         SpecError: a length is out of range or the rate is not a positive number.
@@ -187,6 +188,7 @@ class PolicySpec:
     executed_length: int
     control_rate_hz: float
     reads_previous: bool = False
+    reads_committed: bool = False
 
     def __post_init__(self) -> None:
         if self.observation_horizon < 1 or self.chunk_length < 1:
@@ -211,13 +213,14 @@ class PolicySpec:
             "executed_length": self.executed_length,
             "control_rate_hz": self.control_rate_hz,
             "reads_previous": self.reads_previous,
+            "reads_committed": self.reads_committed,
         }
 
     @classmethod
     def from_json(cls, data: Any) -> "PolicySpec":
-        """Parses :meth:`to_json`'s form, also without ``reads_previous``, which came later. Raises SpecError naming what is wrong."""
+        """Parses :meth:`to_json`'s form, also without the ``reads_`` keys, which came later. Raises SpecError naming what is wrong."""
         keys = {"observation", "action", "observation_horizon", "chunk_length", "executed_length", "control_rate_hz"}
-        if not isinstance(data, dict) or set(data) - {"reads_previous"} != keys:
+        if not isinstance(data, dict) or set(data) - {"reads_previous", "reads_committed"} != keys:
             got = sorted(data) if isinstance(data, dict) else type(data).__name__
             raise SpecError(f"a policy spec needs exactly the keys {', '.join(sorted(keys))}; got {got}")
         return cls(
@@ -228,6 +231,7 @@ class PolicySpec:
             _count(data, "executed_length"),
             _number(data["control_rate_hz"], "control_rate_hz"),
             _flag(data, "reads_previous"),
+            _flag(data, "reads_committed"),
         )
 
 

@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from otpr_policy.chunk import ObservationHistory, episode_rng
+from otpr_policy.chunk import episode_rng
 from otpr_policy.errors import EnvironmentSetupError
+from otpr_policy.history import ObservationHistory
 from otpr_policy.spec import Array, PolicySpec
 from otpr_sim.vector import NONE, Begun, ChunkResult, Integers, VectorEnv
 from otpr_trainer.rollout import EpisodeResult

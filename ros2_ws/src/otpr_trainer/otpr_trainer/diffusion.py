@@ -65,6 +65,18 @@ def cosine_schedule(steps: int) -> NoiseSchedule:
 
 
 @dataclass(frozen=True, eq=False)
+class Known:
+    """What is known of a sample beforehand: values (B, ...) in the sample's units, and weights that broadcast, 1 where they must hold."""
+
+    value: Tensor
+    weight: Tensor
+
+    def paint(self, x_0: Tensor) -> Tensor:
+        """A predicted clean sample (B, ...) with what is known put into it."""
+        return self.weight * self.value + (1.0 - self.weight) * x_0
+
+
+@dataclass(frozen=True, eq=False)
 class Chain(ABC):
     """A sampler as tables over its n steps; kinds of policies differ in where a step's mean lies.
 
@@ -92,10 +104,10 @@ class Chain(ABC):
         return int(np.count_nonzero(np.maximum(self.std, std_floor)))
 
     @abstractmethod
-    def mean(self, step: int, x: Tensor, prediction: Tensor) -> Tensor:
-        """Mean of what follows x (B, ...) at a position in the chain, given what the network predicts there."""
+    def mean(self, step: int, x: Tensor, prediction: Tensor, known: Known | None = None) -> Tensor:
+        """Mean of what follows x (B, ...) at a position in the chain, given what the network predicts there and what is known."""
 
-    def run(self, predict: Predictor, start: Tensor, noise: Tensor, std_floor: float = 0.0) -> list[Tensor]:
+    def run(self, predict: Predictor, start: Tensor, noise: Tensor, std_floor: float = 0.0, known: Known | None = None) -> list[Tensor]:
         """Runs the chain.
 
         Args:
@@ -103,6 +115,7 @@ class Chain(ABC):
             start: where it starts, (B, ...).
             noise: standard normal draws, (B, step_draws(std_floor), ...).
             std_floor: least standard deviation of a step, for exploration.
+            known: what is known of the sample beforehand; only chains that predict the clean sample take it.
 
         Returns:
             n + 1 tensors (B, ...): the start, then the result of each step. The last is the sample.
@@ -110,7 +123,7 @@ class Chain(ABC):
         assert noise.shape[1] == self.step_draws(std_floor), (noise.shape, self.step_draws(std_floor))
         chain, used = [start], 0
         for step, time in enumerate(self.timesteps):
-            x = self.mean(step, chain[-1], predict(chain[-1], time))
+            x = self.mean(step, chain[-1], predict(chain[-1], time), known)
             std = max(float(self.std[step]), std_floor)
             if std > 0.0:
                 x = x + std * noise[:, used].clamp(-NOISE_CLIP, NOISE_CLIP)
@@ -147,9 +160,14 @@ class ReverseChain(Chain):
         x_0 = (x_k - _at(np.sqrt(1.0 - self.alpha_bar), step, x_k) * eps) / _at(np.sqrt(self.alpha_bar), step, x_k)
         return x_0.clamp(-1.0, 1.0)
 
-    def mean(self, step: int | Tensor, x: Tensor, prediction: Tensor) -> Tensor:
-        """Mean of x_prev given x_k and the predicted eps: a_i x0_hat + b_i x_k. ``step``: as for :meth:`predict_x_0`."""
-        return _at(self.x_0_weight, step, x) * self.predict_x_0(step, x, prediction) + _at(self.x_k_weight, step, x) * x
+    def mean(self, step: int | Tensor, x: Tensor, prediction: Tensor, known: Known | None = None) -> Tensor:
+        """Mean of x_prev given x_k and the predicted eps: a_i x0_hat + b_i x_k. ``step``: as for :meth:`predict_x_0`.
+
+        What is known replaces its part of x0_hat, so that the noise direction of later steps is the one that leads there.
+        """
+        x_0 = self.predict_x_0(step, x, prediction)
+        x_0 = x_0 if known is None else known.paint(x_0)
+        return _at(self.x_0_weight, step, x) * x_0 + _at(self.x_k_weight, step, x) * x
 
     def sample(self, predict_noise: NoisePredictor, noise: Tensor, std_floor: float = 0.0) -> list[Tensor]:
         """Runs the chain from noise, (B, noise_count(std_floor), ...); see :meth:`Chain.run`."""

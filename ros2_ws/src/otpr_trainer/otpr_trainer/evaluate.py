@@ -26,6 +26,7 @@ class EvaluationResult:
     seed: int
     episodes: tuple[EpisodeResult, ...]
     preset: str = "nominal"
+    delay_ticks: int = 0
 
     @property
     def success(self) -> SuccessRate:
@@ -48,6 +49,7 @@ class EvaluationResult:
         return {
             "task": self.task.name,
             "preset": self.preset,
+            "delay_ticks": self.delay_ticks,
             **self.success.to_json(),
             "outcomes": "".join(str(int(episode.success)) for episode in self.episodes),
             "seed": self.seed,
@@ -58,9 +60,19 @@ class EvaluationResult:
 
 
 def evaluate(
-    source: PolicySource, task: str, *, episodes: int, seed: int, workers: int, preset: str = "nominal", label: str = "evaluation"
+    source: PolicySource,
+    task: str,
+    *,
+    episodes: int,
+    seed: int,
+    workers: int,
+    preset: str = "nominal",
+    delay_ticks: int = 0,
+    label: str = "evaluation",
 ) -> EvaluationResult:
     """Runs ``episodes`` seeded episodes; two policies with the same seed meet the same scenes.
+
+    ``delay_ticks``: after how many control steps each chunk comes, as from a policy that is slow on its robot.
 
     Raises:
         TaskError: the task or the preset of its distribution shift does not exist, the task does not fit the policy, or a number
@@ -71,10 +83,13 @@ def evaluate(
     check_fit(source.spec, spec)
     if episodes < 1 or not 0 <= seed < SEED_LIMIT:
         raise TaskError(f"episodes must be at least 1 and seed in 0..{SEED_LIMIT - 1}, got {episodes} and {seed}")
+    if not 0 <= delay_ticks < source.spec.chunk_length:
+        longest = source.spec.chunk_length - 1
+        raise TaskError(f"a delay of {delay_ticks} control steps is not in 0..{longest}: of a chunk, one action has to be left")
     results: list[EpisodeResult] = []
     with tqdm(total=episodes, desc=label, unit="episode") as progress:
-        for result in run_episodes(Episodes(source, task, seed, partial(registry.make, shift=shift)), episodes, workers):
+        for result in run_episodes(Episodes(source, task, seed, partial(registry.make, shift=shift), delay_ticks), episodes, workers):
             results.append(result)
             progress.set_postfix(success=f"{sum(r.success for r in results)}/{len(results)}", refresh=False)
             progress.update()
-    return EvaluationResult(spec, seed, tuple(results), preset)
+    return EvaluationResult(spec, seed, tuple(results), preset, delay_ticks)

@@ -10,7 +10,7 @@ not one with itself:
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from otpr_policy.artifact import Denoising, Evaluation, Manifest, Parity, Policy
 from otpr_policy.errors import ArtifactError, RunError
 from otpr_policy.files import check_writable, refuse_existing, write_bytes
 from otpr_policy.spec import Array
+from otpr_policy.timeline import Committed
 from otpr_trainer.evaluate import EvaluationResult, evaluate
 from otpr_trainer.graph import to_onnx
 from otpr_trainer.policy import TorchPolicy
@@ -47,6 +48,7 @@ def export(
     seed: int,
     workers: int,
     candidates: int = 1,
+    committed_prefix: bool = False,
     overwrite: bool = False,
 ) -> PolicyArtifact:
     """Exports a run's newest checkpoint to ``output`` and proves it; the file is written only when the proof holds.
@@ -61,6 +63,7 @@ def export(
         seed: of these episodes.
         workers: processes.
         candidates: S chains in the graph, of which the run's critic chooses one; 1 is one chain without a critic.
+        committed_prefix: the graph also reads the actions that will have been carried out before its chunk comes, and continues them.
         overwrite: replace an existing file.
 
     Raises:
@@ -71,7 +74,7 @@ def export(
     output = Path(output)
     refuse_existing(output, overwrite)
     check_writable(output)  # before minutes of proof, not after
-    weights = WeightsSource.of_run(run, sampler, steps, eta, candidates)
+    weights = WeightsSource.of_run(run, sampler, steps, eta, candidates, committed_prefix)
     reference = weights.open()
     assert isinstance(reference, TorchPolicy)
     if reference.reverse.steps == 0:
@@ -129,15 +132,19 @@ class ProofInputs:
     """``observation`` (N, To, Do) over and at the ends of the training range, ``noise`` (N, *noise_shape).
 
     ``previous`` (N, Ta, Da) for a policy that reads its previous chunk: anything within the bounds, and NaN in every other row.
+    ``committed`` (N, Ta, Da) and ``committed_weight`` (N, Ta) for one that reads these: anything within the bounds, and weights over and
+    at the ends of 0 to 1.
     """
 
     observation: Array
     noise: Array
     previous: Array | None = None
+    committed: Array | None = None
+    committed_weight: Array | None = None
 
     def rows(self) -> Iterator[dict[str, NDArray[np.float32]]]:
         """One input at a time, by name."""
-        named = {"observation": self.observation, "noise": self.noise, "previous": self.previous}
+        named = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         known = {name: values.astype(np.float32) for name, values in named.items() if values is not None}
         return (dict(zip(known, row, strict=True)) for row in zip(*known.values(), strict=True))
 
@@ -150,11 +157,15 @@ def proof_inputs(policy: TorchPolicy, count: int) -> ProofInputs:
     share[count // 2 :] = share[count // 2 :].round()
     low, high = spec.observation.low, spec.observation.high
     inputs = ProofInputs(low + share * (high - low), rng.standard_normal((count, *policy.noise_shape)))
-    if not spec.reads_previous:
-        return inputs
-    previous = rng.uniform(spec.action.low, spec.action.high, (count, spec.chunk_length, spec.action.size))
-    previous[::2] = np.nan
-    return replace(inputs, previous=previous)
+    chunks = (count, spec.chunk_length, spec.action.size)
+    if spec.reads_previous:
+        previous = rng.uniform(spec.action.low, spec.action.high, chunks)
+        previous[::2] = np.nan
+        inputs = replace(inputs, previous=previous)
+    if spec.reads_committed:
+        weight = np.clip(rng.uniform(-0.25, 1.25, chunks[:2]), 0.0, 1.0)
+        inputs = replace(inputs, committed=rng.uniform(spec.action.low, spec.action.high, chunks), committed_weight=weight)
+    return inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,13 +183,20 @@ def _torch_outcomes(policy: TorchPolicy, inputs: ProofInputs) -> _Outcomes:
     """One input at a time, as on the robot."""
     chains, values, candidates, actions = [], [], [], []
     for row in inputs.rows():
-        batch, *others = (torch.as_tensor(value)[None] for value in row.values())
-        chain = policy.chains(batch, *others)
+        tensors = {name: torch.as_tensor(value)[None] for name, value in row.items()}
+        batch = tensors.pop("observation")
+        chain = policy.chains(batch, **tensors)
         chains.append(torch.stack(chain, dim=1).numpy())
         values.append(policy.values(batch, chain[-1])[0].numpy() if isinstance(policy, SelectingPolicy) else np.zeros(1))
         candidates.append(policy.policy.physical_action(chain[-1]).numpy())
-        actions.append(policy.infer(*row.values()))
+        actions.append(policy.infer(row["observation"], row["noise"], row.get("previous"), _committed(row)))
     return _Outcomes(np.stack(chains), np.stack(values), np.stack(candidates), np.stack(actions))
+
+
+def _committed(row: dict[str, NDArray[np.float32]]) -> Committed | None:
+    if "committed" not in row:
+        return None
+    return Committed(row["committed"].astype(np.float64), row["committed_weight"].astype(np.float64))
 
 
 def _rivals(values: Array, errors: Array) -> NDArray[np.bool_]:

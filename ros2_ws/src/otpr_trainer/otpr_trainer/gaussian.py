@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from otpr_policy.errors import RunError
-from otpr_trainer.diffusion import Chain
+from otpr_trainer.diffusion import Chain, Known
 
 SAMPLER = "gaussian"
 
@@ -63,8 +63,9 @@ class GaussianConfig:
 class OnePass(Chain):
     """The chain of a policy that has none: one step, whose result is what the network says."""
 
-    def mean(self, step: int, x: Tensor, prediction: Tensor) -> Tensor:
+    def mean(self, step: int, x: Tensor, prediction: Tensor, known: Known | None = None) -> Tensor:
         """The prediction."""
+        assert known is None, "there is no chain to paint into"
         return prediction
 
 

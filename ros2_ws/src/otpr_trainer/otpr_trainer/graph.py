@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from otpr_trainer.bridge import BridgePolicy
 from otpr_trainer.bridge_sources import ArtifactSource
-from otpr_trainer.diffusion import NOISE_CLIP
+from otpr_trainer.diffusion import NOISE_CLIP, ReverseChain
 from otpr_trainer.graft import SOURCE_CHUNK, graft
 from otpr_trainer.networks.critic import EnsembleCritic
 from otpr_trainer.networks.mlp import ChunkNetwork, DiffusionMLP
@@ -31,7 +31,7 @@ class PolicyGraph(nn.Module):
     """The whole policy as one static computation: observation (1, To, Do) and noise (1, S * n, Ta, Da) to action (1, Ta, Da).
 
     A policy that reads its previous chunk has that as a third input, (1, Ta, Da); one that starts from another policy's graph has that
-    policy's action.
+    policy's action; one that reads what is committed has the actions (1, Ta, Da) and their weights (1, Ta).
 
     With S > 1 candidates the S chains are rows of one batch, which share the condition's term, and a critic picks one of them.
     """
@@ -47,6 +47,7 @@ class PolicyGraph(nn.Module):
         self.reverse = policy.reverse
         self.candidates = policy.candidates
         self.executed_length = policy.spec.executed_length
+        self.reads_committed = policy.spec.reads_committed
         self.with_chain = with_chain
         self.critic: CriticGraph | None = None
         if isinstance(policy, SelectingPolicy) and policy.candidates > 1:
@@ -60,13 +61,14 @@ class PolicyGraph(nn.Module):
     def input_names(self) -> list[str]:
         """Of :meth:`forward`, in order."""
         third = [SOURCE_CHUNK] if self.source_file is not None else ["previous"] if self.policy.config.spec.reads_previous else []
-        return ["observation", "noise", *third]
+        return ["observation", "noise", *third, *(["committed", "committed_weight"] if self.reads_committed else [])]
 
-    def forward(self, observation: Tensor, noise: Tensor, third: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, observation: Tensor, noise: Tensor, *others: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Runs all denoising steps, then chooses."""
+        third, committed = (others[:-2], others[-2:]) if self.reads_committed else (others, ())
         condition = self.policy.condition(observation)
         draws = noise if self.candidates == 1 else noise.reshape(self.candidates, -1, *noise.shape[2:])
-        chain = self._chains(condition, self._start(observation, condition, draws, third), draws)
+        chain = self._chains(condition, self._start(observation, condition, draws, *third), draws, *committed)
         chunk, outputs = chain[-1], [torch.stack(chain, dim=1)] if self.with_chain else []
         if self.critic is not None:
             values = self.critic(condition, chunk[:, : self.executed_length])
@@ -75,27 +77,39 @@ class PolicyGraph(nn.Module):
         action = self.policy.physical_action(chunk)
         return (action, *outputs) if outputs else action
 
-    def _start(self, observation: Tensor, condition: Tensor, draws: Tensor, third: Tensor | None) -> Tensor:
+    def _start(self, observation: Tensor, condition: Tensor, draws: Tensor, third: Tensor | None = None) -> Tensor:
         """Where the chains start, (S, Ta, Da), normalised."""
         if self.source_file is not None:
             assert third is not None
             return self.policy.action.normalize(third)
         return self.policy.start(observation, condition, draws[:, : self.policy.start_draws], third)
 
-    def _chains(self, condition: Tensor, start: Tensor, draws: Tensor) -> list[Tensor]:
+    def _chains(
+        self, condition: Tensor, start: Tensor, draws: Tensor, committed: Tensor | None = None, weight: Tensor | None = None
+    ) -> list[Tensor]:
         """Normalised chunks of each denoising step, start first, K + 1 tensors (S, Ta, Da)."""
         reverse = self.reverse
         condition_terms = {network: network.condition_term(condition) for network in dict.fromkeys(self.networks)}
         chain, used = [start], self.policy.start_draws
         for step, network in enumerate(self.networks):
             eps = self._denoise(network, chain[-1], condition_terms[network] + self.time_terms[step])
-            x = reverse.mean(step, chain[-1], eps)
+            if committed is None or weight is None:
+                x = reverse.mean(step, chain[-1], eps)
+            else:
+                x = self._painted_mean(step, chain[-1], eps, self.policy.action.normalize(committed), weight.unsqueeze(-1))
             if reverse.std[step] > 0.0:
                 x = x + float(reverse.std[step]) * draws[:, used].clamp(-NOISE_CLIP, NOISE_CLIP)
                 used += 1
             chain.append(x)
         chain[-1] = self.policy.finish(condition, chain[-1])
         return chain
+
+    def _painted_mean(self, step: int, x_k: Tensor, eps: Tensor, committed: Tensor, weight: Tensor) -> Tensor:
+        """The mean of x_prev with the predicted clean chunk drawn to what is committed, (1, Ta, Da), by its weights (1, Ta, 1)."""
+        reverse = self.reverse
+        assert isinstance(reverse, ReverseChain)
+        x_0 = reverse.predict_x_0(step, x_k, eps)
+        return float(reverse.x_0_weight[step]) * (committed * weight + x_0 * (1.0 - weight)) + float(reverse.x_k_weight[step]) * x_k
 
     def _denoise(self, network: ChunkNetwork, x_k: Tensor, context: Tensor) -> Tensor:
         if self.candidates == 1 or not isinstance(network, DiffusionMLP):
@@ -176,7 +190,9 @@ def to_onnx(policy: TorchPolicy, with_chain: bool = False) -> onnx.ModelProto:
     spec = policy.spec
     graph = PolicyGraph(policy, with_chain).eval()
     example = [torch.zeros(1, spec.observation_horizon, spec.observation.size), torch.zeros(1, *policy.noise_shape)]
-    example += [torch.zeros(1, spec.chunk_length, spec.action.size)] * (len(graph.input_names) - 2)
+    chunk_inputs = [name for name in graph.input_names[2:] if name != "committed_weight"]
+    example += [torch.zeros(1, spec.chunk_length, spec.action.size)] * len(chunk_inputs)
+    example += [torch.zeros(1, spec.chunk_length)] * spec.reads_committed
     extra = ["chain", "values"] if graph.critic is not None else ["chain"]
     with _quiet():
         program = torch.onnx.export(

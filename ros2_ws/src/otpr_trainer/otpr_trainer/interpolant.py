@@ -28,7 +28,7 @@ from torch import Tensor
 
 from otpr_policy.errors import RunError, unknown
 from otpr_policy.spec import Array
-from otpr_trainer.diffusion import Chain
+from otpr_trainer.diffusion import Chain, Known
 
 SAMPLER = "bridge"
 
@@ -164,8 +164,9 @@ class InterpolantChain(Chain):
     weights: Array
     clip: float
 
-    def mean(self, step: int, x: Tensor, prediction: Tensor) -> Tensor:
+    def mean(self, step: int, x: Tensor, prediction: Tensor, known: Known | None = None) -> Tensor:
         """x_t plus the weighted heads. x: (B, ...); prediction: (B, H, ...)."""
+        assert known is None, "a bridge's heads predict no clean sample to paint"
         for head, weight in enumerate(self.weights[step]):
             x = x + float(weight) * prediction[:, head]
         return x.clamp(-self.clip, self.clip) if step == self.steps - 1 else x

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from otpr_policy.errors import RunError, SpecError, unknown
 from otpr_policy.spec import Array, PolicySpec
+from otpr_policy.timeline import Committed
 from otpr_trainer import interpolant
 from otpr_trainer.bridge_sources import SourceConfig
-from otpr_trainer.diffusion import SAMPLERS, Chain, cosine_schedule, reverse_chain
+from otpr_trainer.diffusion import SAMPLERS, Chain, Known, ReverseChain, cosine_schedule, reverse_chain
 from otpr_trainer.gaussian import GaussianConfig, Role, one_pass
 from otpr_trainer.interpolant import Interpolant
 from otpr_trainer.networks.mlp import ChunkNetwork, DiffusionMLP
@@ -205,29 +206,37 @@ class ChainPolicy(nn.Module, ABC):
         return torch.cat(parts, dim=-1).flatten(1)
 
     def chain(
-        self, observation: Tensor, noise: Tensor, reverse: Chain, std_floor: float = 0.0, previous: Tensor | None = None
+        self,
+        observation: Tensor,
+        noise: Tensor,
+        reverse: Chain,
+        std_floor: float = 0.0,
+        previous: Tensor | None = None,
+        known: Known | None = None,
     ) -> list[Tensor]:
         """Normalised chunks of each denoising step, start first, n + 1 tensors (B, Ta, Da); see :meth:`Chain.run`.
 
-        noise: (B, noise_count(reverse), Ta, Da), or as many more as std_floor asks for; previous: see :meth:`start`.
+        noise: (B, noise_count(reverse), Ta, Da), or as many more as std_floor asks for; previous: see :meth:`start`; known: normalised.
         """
         condition = self.condition(observation)
         first = self.start_draws
         start = self.start(observation, condition, noise[:, :first], previous)
-        return self.from_start(condition, start, noise[:, first : first + reverse.step_draws(std_floor)], reverse, std_floor)
+        return self.from_start(condition, start, noise[:, first : first + reverse.step_draws(std_floor)], reverse, std_floor, known)
 
     def network_at(self, time: float) -> ChunkNetwork:
         """The network that is asked at a time of the chain."""
         return self.network
 
-    def from_start(self, condition: Tensor, start: Tensor, noise: Tensor, reverse: Chain, std_floor: float = 0.0) -> list[Tensor]:
+    def from_start(
+        self, condition: Tensor, start: Tensor, noise: Tensor, reverse: Chain, std_floor: float = 0.0, known: Known | None = None
+    ) -> list[Tensor]:
         """:meth:`chain` for conditions (B, condition_size) and chunks to start from (B, Ta, Da). noise: of the steps."""
 
         def predict(x: Tensor, time: float) -> Tensor:
             prediction: Tensor = self.network_at(time)(x, torch.full((len(x),), time, device=x.device), condition)
             return prediction
 
-        *before, last = reverse.run(predict, start, noise, std_floor)
+        *before, last = reverse.run(predict, start, noise, std_floor, known)
         return [*before, self.finish(condition, last)]
 
     def physical_action(self, chunk: Tensor) -> Tensor:
@@ -286,9 +295,11 @@ class TorchPolicy:
     candidates: int = 1
     """S, how many chains are run for one chunk; see :class:`otpr_trainer.selection.SelectingPolicy`."""
 
-    def __init__(self, policy: ChainPolicy, reverse: Chain) -> None:
+    def __init__(self, policy: ChainPolicy, reverse: Chain, committed_prefix: bool = False) -> None:
+        """``committed_prefix``: also read what is committed; for policies that :func:`check_committed_prefix` lets pass."""
         self.policy = policy.eval()
         self.reverse = reverse
+        self._spec = replace(policy.config.spec, reads_committed=committed_prefix)
 
     @staticmethod
     def with_sampler(policy: ChainPolicy, sampler: str | None, steps: int | None, eta: float = 0.0) -> "TorchPolicy":
@@ -298,42 +309,75 @@ class TorchPolicy:
     @property
     def spec(self) -> PolicySpec:
         """What the policy reads and writes."""
-        return self.policy.config.spec
+        return self._spec
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """(S * draws of one chain, Ta, Da), one candidate after the other."""
         return self.candidates * self.policy.noise_count(self.reverse), self.spec.chunk_length, self.spec.action.size
 
-    def infer(self, observation: NDArray[Any], noise: NDArray[Any], previous: NDArray[Any] | None = None) -> Array:
+    def infer(
+        self,
+        observation: NDArray[Any],
+        noise: NDArray[Any],
+        previous: NDArray[Any] | None = None,
+        committed: Committed | None = None,
+    ) -> Array:
         """See ChunkPolicy."""
-        return self.infer_batch(observation[None], noise[None], None if previous is None else previous[None])[0]
+        last = None if previous is None else previous[None]
+        rows = None if committed is None else Committed(committed.actions[None], committed.weight[None])
+        return self.infer_batch(observation[None], noise[None], last, rows)[0]
 
     @torch.no_grad()
-    def infer_batch(self, observations: NDArray[Any], noise: NDArray[Any], previous: NDArray[Any] | None = None) -> Array:
+    def infer_batch(
+        self,
+        observations: NDArray[Any],
+        noise: NDArray[Any],
+        previous: NDArray[Any] | None = None,
+        committed: Committed | None = None,
+    ) -> Array:
         """Observations (B, To, Do) and noise (B, *noise_shape) to actions (B, Ta, Da), in physical units.
 
-        ``previous``: what the last inferences yielded, (B, Ta, Da), NaN in rows without one.
+        ``previous``: what the last inferences yielded, (B, Ta, Da), NaN in rows without one; ``committed``: (B, Ta, Da) and (B, Ta).
         """
         assert noise.shape[1:] == self.noise_shape and len(noise) == len(observations)
         assert observations.shape[1:] == (self.spec.observation_horizon, self.spec.observation.size)
         observation, draws = (torch.as_tensor(values, dtype=torch.float32) for values in (observations, noise))
         last = None if previous is None else torch.as_tensor(previous, dtype=torch.float32)
-        chunks = self.choose(observation, self.chains(observation, draws, last)[-1])
+        prefix = None if committed is None else [torch.as_tensor(v, dtype=torch.float32) for v in (committed.actions, committed.weight)]
+        chunks = self.choose(observation, self.chains(observation, draws, last, *(prefix or ()))[-1])
         return self.policy.physical_action(chunks).numpy().astype(np.float64)
 
-    def chains(self, observations: Tensor, noise: Tensor, previous: Tensor | None = None) -> list[Tensor]:
+    def chains(
+        self,
+        observations: Tensor,
+        noise: Tensor,
+        previous: Tensor | None = None,
+        committed: Tensor | None = None,
+        committed_weight: Tensor | None = None,
+    ) -> list[Tensor]:
         """Normalised chunks of each denoising step, start first, n + 1 tensors (B * S, Ta, Da), the S of one observation together.
 
-        observations: (B, To, Do); noise: (B, *noise_shape); previous: (B, Ta, Da) or None.
+        observations: (B, To, Do); noise: (B, *noise_shape); previous and committed: (B, Ta, Da) or None; committed_weight: (B, Ta).
         """
         draws = noise.reshape(len(noise) * self.candidates, -1, *self.noise_shape[1:])
         last = None if previous is None else previous.repeat_interleave(self.candidates, dim=0)
-        return self.policy.chain(observations.repeat_interleave(self.candidates, dim=0), draws, self.reverse, previous=last)
+        known = None
+        if committed is not None and committed_weight is not None:
+            value = self.policy.action.normalize(committed).repeat_interleave(self.candidates, dim=0)
+            known = Known(value, committed_weight.repeat_interleave(self.candidates, dim=0)[..., None])
+        each = observations.repeat_interleave(self.candidates, dim=0)
+        return self.policy.chain(each, draws, self.reverse, previous=last, known=known)
 
     def choose(self, observations: Tensor, chunks: Tensor) -> Tensor:
         """The chunk to act with, (B, Ta, Da), of all finished ones (B * S, Ta, Da); here S is 1. observations: (B, To, Do)."""
         return chunks
+
+
+def check_committed_prefix(config: PolicyConfig, reverse: Chain) -> None:
+    """Raises RunError where there is no prediction of the clean chunk in each step, or where another network has the last word."""
+    if not isinstance(reverse, ReverseChain) or config.gaussian is not None:
+        raise RunError("a committed prefix is painted into a diffusion's predictions of the clean chunk; this policy is no plain diffusion")
 
 
 def _identity(size: int) -> AffineMap:

@@ -4,8 +4,9 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from otpr_policy.chunk import ChunkPolicy, RecedingHorizon, episode_rng
+from otpr_policy.chunk import ChunkPolicy, episode_rng
 from otpr_policy.errors import TaskError
+from otpr_policy.receding_horizon import RecedingHorizon
 from otpr_policy.spec import PolicySpec, VectorSpec
 from otpr_sim import registry
 from otpr_sim.env import StepResult, TaskEnv, TaskSpec, episode_seed
@@ -30,9 +31,14 @@ Watcher = Callable[[StepResult | None], None]
 """Told of every state of an episode: None after the reset, then the result of each step."""
 
 
-def run_episode(env: TaskEnv, policy: ChunkPolicy, seed: int, episode: int, watch: Watcher = lambda result: None) -> EpisodeResult:
-    """Runs episode number ``episode`` of a run with ``seed`` to its end: success, failure for good, or the horizon."""
-    controller = RecedingHorizon(policy)
+def run_episode(
+    env: TaskEnv, policy: ChunkPolicy, seed: int, episode: int, watch: Watcher = lambda result: None, delay_ticks: int = 0
+) -> EpisodeResult:
+    """Runs episode number ``episode`` of a run with ``seed`` to its end: success, failure for good, or the horizon.
+
+    With ``delay_ticks`` each chunk comes that many control steps after the observation it answers.
+    """
+    controller = RecedingHorizon(policy, delay_ticks)
     controller.reset(episode_rng(seed, episode))
     observation = env.reset(episode_seed(seed, episode))
     watch(None)
@@ -54,11 +60,12 @@ class Episodes:
     task: str
     seed: int
     make_env: Callable[[str], TaskEnv] = registry.make
+    delay_ticks: int = 0
 
     def __call__(self) -> Callable[[int], EpisodeResult]:
         """Makes the environment and the policy that all episodes of this process share."""
         env, policy = self.make_env(self.task), self.source.open()
-        return lambda episode: run_episode(env, policy, self.seed, episode)
+        return lambda episode: run_episode(env, policy, self.seed, episode, delay_ticks=self.delay_ticks)
 
 
 def run_episodes(episodes: Episodes, count: int, workers: int) -> Iterator[EpisodeResult]:

@@ -69,9 +69,17 @@ class SelectingPolicy(TorchPolicy):
     the plain policy would draw there.
     """
 
-    def __init__(self, policy: ChainPolicy, critic: EnsembleCritic, reverse: Chain, candidates: int, pessimism: float = 0.0) -> None:
+    def __init__(
+        self,
+        policy: ChainPolicy,
+        critic: EnsembleCritic,
+        reverse: Chain,
+        candidates: int,
+        pessimism: float = 0.0,
+        committed_prefix: bool = False,
+    ) -> None:
         """``candidates``: S. Raises RunError when it is below 1."""
-        super().__init__(policy, reverse)
+        super().__init__(policy, reverse, committed_prefix)
         self.candidates = check_candidates(candidates)
         self.critic = critic.eval()
         self.pessimism = pessimism

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy on its way to a worker process: bytes and plain data, pinned when it is read, so that all workers run the same."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -67,6 +67,7 @@ class WeightsSource:
     eta: float = 0.0
     candidates: int = 1
     critic: CriticWeights | None = None
+    committed_prefix: bool = False
 
     def __post_init__(self) -> None:
         assert self.candidates == 1 or self.critic is not None
@@ -74,25 +75,37 @@ class WeightsSource:
     @property
     def spec(self) -> PolicySpec:
         """What the policy reads and writes."""
-        return self.config.spec
+        return replace(self.config.spec, reads_committed=self.committed_prefix)
 
     @classmethod
-    def of_run(cls, run: "Run", sampler: str | None, steps: int | None, eta: float = 0.0, candidates: int = 1) -> "WeightsSource":
+    def of_run(
+        cls,
+        run: "Run",
+        sampler: str | None,
+        steps: int | None,
+        eta: float = 0.0,
+        candidates: int = 1,
+        committed_prefix: bool = False,
+    ) -> "WeightsSource":
         """The newest checkpoint of a run.
 
         Raises:
-            RunError: no checkpoint, unknown sampler, steps out of range, candidates below 1, or above 1 where the run has no critic.
+            RunError: no checkpoint, unknown sampler, steps out of range, candidates below 1, or above 1 where the run has no critic; a
+                committed prefix for a policy that is no plain diffusion.
         """
         import safetensors.torch
 
+        from otpr_trainer.policy import check_committed_prefix
         from otpr_trainer.selection import check_candidates
 
-        run.base_config.chain(sampler, steps, eta)  # its refusals, before any worker starts
+        chain = run.base_config.chain(sampler, steps, eta)  # its refusals, before any worker starts
+        if committed_prefix:
+            check_committed_prefix(run.base_config, chain)
         critic_config = run.critic_config() if check_candidates(candidates) > 1 else None
         checkpoint = run.newest_checkpoint()  # once: training may be writing the next
         config = run.policy_config(checkpoint)
         critic = CriticWeights(critic_config, safetensors.torch.save(checkpoint.critic_tensors())) if critic_config else None
-        return cls(config, safetensors.torch.save(checkpoint.policy_tensors()), sampler, steps, eta, candidates, critic)
+        return cls(config, safetensors.torch.save(checkpoint.policy_tensors()), sampler, steps, eta, candidates, critic, committed_prefix)
 
     def open(self) -> ChunkPolicy:
         """Runs on one torch thread: a network this small is slower on two, and each worker has a core of its own."""
@@ -107,9 +120,9 @@ class WeightsSource:
         policy = build_policy(self.config, safetensors.torch.load(self.weights))
         reverse = policy.config.chain(self.sampler, self.steps, self.eta)
         if self.critic is None:
-            return TorchPolicy(policy, reverse)
+            return TorchPolicy(policy, reverse, self.committed_prefix)
         critic = build_critic(self.critic.config, self.config, safetensors.torch.load(self.critic.weights))
-        return SelectingPolicy(policy, critic, reverse, self.candidates, self.critic.config.pessimism)
+        return SelectingPolicy(policy, critic, reverse, self.candidates, self.critic.config.pessimism, self.committed_prefix)
 
 
 def load_artifact(path: Path) -> tuple[PolicyArtifact, GraphSource]:

@@ -57,6 +57,7 @@ def _identity_rows(artifact: PolicyArtifact) -> list[tuple[str, str]]:
         ("denoising", f"{denoising.sampler}, {denoising.steps} of {denoising.train_steps} steps, eta {denoising.eta:g}"),
         ("starts from", denoising.source),
         *([("previous chunk", "is an input; NaN where there is none")] if policy.reads_previous else []),
+        *([("committed prefix", "is an input; weight 0 where nothing is committed")] if policy.reads_committed else []),
         ("selection", str(manifest.selection)),
         ("noise", " x ".join(str(n) for n in manifest.noise_shape)),
         ("demonstrations", origin.demos_sha256[:16]),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+from otpr_policy.errors import ContractError, unknown
 from otpr_policy.health import Counters
 from otpr_policy.observation import ObservationBuffer
 
@@ -15,6 +16,14 @@ class Pacing(Enum):
 
     CLOCK = "clock"  # the monotonic clock at the policy's control rate: for robots, and the twin in real time
     OBSERVATION = "observation"  # a complete observation one control period newer: for a simulation that waits for its commands
+
+
+def parse_pacing(text: str) -> Pacing:
+    """The pacing of a name. Raises ContractError listing the known ones."""
+    try:
+        return Pacing(text)
+    except ValueError as error:
+        raise ContractError(unknown("pacing", text, [pacing.value for pacing in Pacing])) from error
 
 
 class ControlThread:
@@ -33,7 +42,9 @@ class ControlThread:
         data_clock_ns: Callable[[], int],
         buffer: ObservationBuffer,
         counters: Counters,
+        on_start: Callable[[], None] = lambda: None,
     ) -> None:
+        """Starts the thread. ``on_start`` is called in it before the first tick, such as to ask for a priority."""
         self._tick = tick
         self._period_s = period_s
         self._period_ns = round(period_s * 1e9)
@@ -45,8 +56,9 @@ class ControlThread:
         self._seen_ns: int | None = None  # the observation of the last tick in lockstep
         self._answered_ns: int | None = None  # the newest observation that was answered
         self._wake = threading.Condition()
+        self._on_start = on_start
         run = self._run_on_clock if pacing is Pacing.CLOCK else self._run_on_observations
-        self._thread = threading.Thread(target=run, name="otpr-control", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(run,), name="otpr-control", daemon=True)
         self._thread.start()
 
     def sample_arrived(self) -> None:
@@ -67,6 +79,10 @@ class ControlThread:
             self._closed = True
             self._wake.notify()
         self._thread.join()
+
+    def _run(self, ticks: Callable[[], None]) -> None:
+        self._on_start()
+        ticks()
 
     def _run_on_clock(self) -> None:
         next_tick = time.monotonic()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The health record as a diagnostics message."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from builtin_interfaces.msg import Time
@@ -8,6 +9,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from otpr_policy.control import State
 from otpr_policy.health import Counters, Percentiles
+from otpr_policy.timeline import TimelineCounters
 
 _LEVELS = {
     State.READY: DiagnosticStatus.OK,
@@ -23,20 +25,26 @@ def diagnostics(
     state: State,
     reason: str,
     counters: Counters,
+    timeline: TimelineCounters,
     inference: Percentiles | None,
     facts: dict[str, str],
+    warnings: Sequence[str] = (),
 ) -> DiagnosticArray:
-    """One status with the state as its message, and every counter, latency [ms] and fact as a key."""
-    values = {key: str(value) for key, value in asdict(counters).items()}
+    """One status with the state as its message, and every counter, latency [ms] and fact as a key.
+
+    ``warnings``: what is wrong with the machine rather than with the robot; each is in the message and makes an OK a WARN.
+    """
+    values = {key: str(value) for key, value in (asdict(counters) | asdict(timeline)).items()}
     if inference is not None:
         values |= {f"inference_{key}_ms": f"{value:.4f}" for key, value in inference.to_json().items()}
+    message = "; ".join([f"{state.value}: {reason}" if reason else state.value, *warnings])
     status = DiagnosticStatus(
-        level=_LEVELS[state],
+        level=max(_LEVELS[state], DiagnosticStatus.WARN if warnings else DiagnosticStatus.OK),
         name=f"{node_name}: policy",
         hardware_id=facts.get("robot", ""),
-        message=f"{state.value}: {reason}" if reason else state.value,
+        message=message,
         values=[KeyValue(key=key, value=value) for key, value in (values | facts).items()],
     )
-    message = DiagnosticArray(status=[status])
-    message.header.stamp = stamp
-    return message
+    array = DiagnosticArray(status=[status])
+    array.header.stamp = stamp
+    return array

@@ -4,19 +4,19 @@
     configure    load, verify, warm up, subscribe            cleanup     undo that
     activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
+    ~/load       another policy, without stopping (std_srvs/Trigger)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
-ticks and publishes. ``_lock`` guards the control loop between the two. Message callbacks never take it, nor does the
-watchdog's thread (guard.py), which can take the permission to send away from a control thread that hangs.
+ticks and publishes; inference has threads of its own (inference_worker.py), and so has ~/load (hot_swap.py). ``_lock`` guards the
+control loop between them. Message callbacks never take it, nor does the watchdog's thread (guard.py), which can take the permission to
+send away from a control thread that hangs.
 """
 
 import gc
 import json
 import sys
 import threading
-import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,18 +28,21 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 
-from otpr_policy.artifact import PolicyArtifact, load
 from otpr_policy.chunk import episode_rng
 from otpr_policy.contract import ObservationSource, RobotContract, load_contract
 from otpr_policy.control import MAY_MOVE, ControlLoop, State
 from otpr_policy.dead_man import AfterRelease
-from otpr_policy.errors import ContractError, OtprError, unknown
-from otpr_policy.health import Percentiles, TimedPolicy
+from otpr_policy.errors import ContractError, OtprError
+from otpr_policy.health import Percentiles
 from otpr_policy.inference import OnnxPolicy
+from otpr_policy.inference_worker import Waiting
+from otpr_policy.loading import PolicySlot
 from otpr_policy.observation import Missing, ObservationBuffer
-from otpr_policy.ros.control_thread import ControlThread, Pacing
+from otpr_policy.realtime import Role, Scheduler
+from otpr_policy.ros.control_thread import ControlThread, Pacing, parse_pacing
 from otpr_policy.ros.diagnostics import diagnostics
 from otpr_policy.ros.guard import Guard
+from otpr_policy.ros.hot_swap import PARAMETER, HotSwap
 from otpr_policy.ros.messages import (
     COMMAND_QOS,
     LATCHED_QOS,
@@ -65,8 +68,10 @@ class PolicyNode(LifecycleNode):
         """``options`` are rclpy's for a node, such as parameter overrides."""
         super().__init__(NODE_NAME, **options)
         self.parameters = declare(self, PolicyParameters)
+        self.scheduler = Scheduler(self.parameters.realtime, self.parameters.realtime_priority)
         self._lock = threading.Lock()
         self._loop: ControlLoop | None = None
+        self._undo: list[Callable[[], None]] = []  # what configure has begun
         self._thread: ControlThread | None = None
         self._entities: list[Any] = []  # what configure made, in order
         self._published_state = ""
@@ -98,18 +103,21 @@ class PolicyNode(LifecycleNode):
         gc.unfreeze()
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
+        self.scheduler.lock_memory()
+        self._slot.resume()
         if self._pacing is Pacing.CLOCK:  # in lockstep the world waits for us, however long we take
             publishers = (self._pose_publisher, self._gripper_publisher)
-            self._guard.start(self._artifact.manifest.policy.period_s, self._control, self._is_fresh, publishers, self._tell_stopped)
+            self._guard.start(self._slot.running.spec.period_s, self._control, self._is_fresh, publishers, self._tell_stopped)
         self._thread = ControlThread(
             self._tick,
             pacing=self._pacing,
-            period_s=self._artifact.manifest.policy.period_s,
+            period_s=self._slot.running.spec.period_s,
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             buffer=self._buffer,
             counters=self._control.counters,
+            on_start=self._enter_control,
         )
-        self.get_logger().info(f"ready: {self._describe()}; engage with ~/engage")
+        self.get_logger().info(f"ready: {self._slot.running.describe(self._contract.robot)}; engage with ~/engage")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -137,27 +145,30 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Ends the control thread, before the context does."""
+        """Ends all threads, before the context does."""
         self._stop_ticking("shut down")
+        while self._undo:
+            self._undo.pop()()
 
     # Configure and back
 
     def _configure(self) -> None:
-        if not self.parameters.policy or not self.parameters.robot:
+        path = str(self.get_parameter(PARAMETER).value)
+        if not path or not self.parameters.robot:
             raise ContractError("parameters 'policy' and 'robot' must be given")
         if self.parameters.noise_seed < 0:
             raise ContractError(f"parameter 'noise_seed' is {self.parameters.noise_seed}, must be 0 or more")
-        self._pacing = _parse_pacing(self.parameters.pacing)
+        self._pacing = parse_pacing(self.parameters.pacing)
         self._contract: RobotContract = load_contract(self.parameters.robot)
-        self._artifact: PolicyArtifact = load(Path(self.parameters.policy))
-        spec = self._artifact.manifest.policy
-        self._contract.check_serves(spec)
-        self._onnx = OnnxPolicy.from_artifact(self._artifact)
-        self._policy = TimedPolicy(self._onnx, time.perf_counter)
+        waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
+        open_session = partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu)
+        self._slot = PolicySlot(Path(path), self._contract, waiting, open_session, partial(self.scheduler.enter, Role.INFERENCE))
+        self._undo.append(partial(self._slot.close, self.get_logger().error))
+        spec = self._slot.running.spec
         self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
         switch = self._contract.dead_man_switch
         self._control = ControlLoop(
-            self._policy,
+            self._slot.running.worker,
             self._buffer,
             self._contract.limits,
             self._contract.stop_after_s,
@@ -168,36 +179,42 @@ class PolicyNode(LifecycleNode):
         self._subscribe()
         self._advertise()
         self._guard = Guard(self, self._contract, self._keep, self._on_rival)
+        hot_swap = HotSwap(self, self._swap, lambda: self._slot.running)
+        self._undo.append(hot_swap.close)
+
+    def _swap(self, path: Path) -> None:
+        """Lets another policy file take over; in the thread of ~/load."""
+        self._slot.swap(path, self._control, self._buffer, self._lock, self._data_time_ns)
+        self._publish_identity()
+
+    def _publish_identity(self) -> None:
+        self._identity_publisher.publish(String(data=json.dumps(self._slot.running.identity())))
 
     def _subscribe(self) -> None:
-        by_topic: dict[str, dict[str, ObservationSource]] = defaultdict(dict)
-        for name in self._artifact.manifest.policy.observation.names:
-            source = self._contract.observations[name]
-            by_topic[source.topic][name] = source
-        for topic, sources in by_topic.items():
-            kinds = {(source.type, source.reliability) for source in sources.values()}
-            if len(kinds) != 1:
-                raise ContractError(f"topic {topic} is given two types or reliabilities, by {', '.join(sources)}")
-            ((kind, reliability),) = kinds
+        for topic, sources in self._contract.sources_by_topic(self._slot.running.spec.observation.names).items():
+            source = next(iter(sources.values()))
             callback = partial(self._on_message, sources)
-            self._keep(self.create_subscription(MESSAGE_CLASSES[kind], topic, callback, subscription_qos(reliability)))
+            kind = MESSAGE_CLASSES[source.type]
+            self._keep(self.create_subscription(kind, topic, callback, subscription_qos(source.reliability)))
 
     def _advertise(self) -> None:
         contract = self._contract
         keep = self._keep
-        qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(self._artifact.manifest.policy.period_s)
+        qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(self._slot.running.spec.period_s)
         self._pose_publisher = keep(self.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, qos))
         self._gripper_publisher = keep(self.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, qos))
         self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))
         self._state_publisher = keep(self.create_publisher(String, "~/state", LATCHED_QOS))
         self._identity_publisher = keep(self.create_publisher(String, "~/artifact", LATCHED_QOS))
-        self._identity_publisher.publish(String(data=json.dumps(self._identity())))
+        self._publish_identity()
         keep(self.create_service(SetBool, "~/engage", self._on_engage))
         keep(self.create_service(Trigger, "~/reset", self._on_reset))
         keep(self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics))
 
     def _unconfigure(self) -> None:
         self._loop = None
+        while self._undo:
+            self._undo.pop()()
         destroy: dict[str, Callable[[Any], bool]] = {
             "Subscription": self.destroy_subscription,
             "Publisher": self.destroy_publisher,
@@ -216,6 +233,7 @@ class PolicyNode(LifecycleNode):
 
     def _stop_ticking(self, reason: str) -> None:
         if self._thread is not None:
+            self._slot.interrupt()
             self._thread.close()
             self._thread = None
             self._guard.close()
@@ -225,6 +243,12 @@ class PolicyNode(LifecycleNode):
             self._publish_state()
 
     # Control thread
+
+    def _enter_control(self) -> None:
+        self.scheduler.enter(Role.CONTROL)
+        self.get_logger().info(f"real time: {self.scheduler.describe()}")
+        for denial in self.scheduler.denials:
+            self.get_logger().warning(str(denial))
 
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
@@ -271,8 +295,7 @@ class PolicyNode(LifecycleNode):
             refused = None
             with self._lock:
                 self._control.disengage()
-        response.success = refused is None
-        response.message = refused or self._control.state.value
+        response.success, response.message = refused is None, refused or self._control.state.value
         self._publish_state()
         return response
 
@@ -294,8 +317,7 @@ class PolicyNode(LifecycleNode):
         with self._lock:
             self._control.reset()
             self._guard.permit.grant()
-        response.success = True
-        response.message = self._control.state.value
+        response.success, response.message = True, self._control.state.value
         self._publish_state()
         return response
 
@@ -319,21 +341,18 @@ class PolicyNode(LifecycleNode):
 
     def _publish_state(self) -> None:
         with self._lock:  # services and the control thread both tell; state and reason are one, and the last told must be the last set
-            self._publish_state_locked()
-
-    def _publish_state_locked(self) -> None:
-        if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
-            self._control.stop(self._guard.permit.revoked)
-        state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
-        if state != self._published_state:
-            self._published_state = state
-            self._state_publisher.publish(String(data=state))
-        if self._control.state is not self._logged_state:  # a reason may change with every tick; the log gets the first one
-            self._logged_state = self._control.state
-            if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
-                self.get_logger().warning(state)
-            else:
-                self.get_logger().info(state)
+            if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
+                self._control.stop(self._guard.permit.revoked)
+            state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
+            if state != self._published_state:
+                self._published_state = state
+                self._state_publisher.publish(String(data=state))
+            if self._control.state is not self._logged_state:  # a reason may change with every tick; the log gets the first one
+                self._logged_state = self._control.state
+                if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
+                    self.get_logger().warning(state)
+                else:
+                    self.get_logger().info(state)
 
     def _tell_stopped(self, reason: str) -> None:
         """Called by the watchdog, while the control thread may hang with ``_lock``: takes no lock."""
@@ -343,7 +362,7 @@ class PolicyNode(LifecycleNode):
         self.get_logger().error(state)
 
     def _publish_diagnostics(self) -> None:
-        facts = {"robot": self._contract.robot, "providers": ", ".join(self._onnx.providers), **self._identity()}
+        facts = {"robot": self._contract.robot, "providers": ", ".join(self._slot.running.providers), "realtime": self.scheduler.describe()}
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
@@ -351,33 +370,18 @@ class PolicyNode(LifecycleNode):
                 self._control.state if self._guard.permit.revoked is None else State.STOPPED,
                 self._guard.permit.revoked or self._control.reason,
                 self._control.counters,
-                Percentiles.of(list(self._policy.durations_s)),
-                facts,
+                self._control.executor.counters,
+                Percentiles.of(list(self._slot.running.worker.durations_s)),
+                facts | self._slot.running.identity() | self._control.seams.facts(),
+                [denial.what for denial in self.scheduler.denials],
             )
         )
-
-    def _identity(self) -> dict[str, str]:
-        provenance = self._artifact.manifest.provenance
-        return {"sha256": self._artifact.sha256, "task": provenance.task, "algorithm": provenance.algorithm}
-
-    def _describe(self) -> str:
-        manifest = self._artifact.manifest
-        return (
-            f"{manifest.provenance.algorithm} policy for {manifest.provenance.task} ({self._artifact.sha256[:12]}) on "
-            f"{self._contract.robot} at {manifest.policy.control_rate_hz:g} Hz, {self._onnx.providers[0]}"
-        )
-
-
-def _parse_pacing(text: str) -> Pacing:
-    try:
-        return Pacing(text)
-    except ValueError as error:
-        raise ContractError(unknown("pacing", text, [pacing.value for pacing in Pacing])) from error
 
 
 def make() -> PolicyNode:
     """The node, and active if ``autostart`` says so. Raises ContractError when it cannot be."""
     node = PolicyNode()
+    node.scheduler.enter(Role.CALLBACKS)  # this thread will run the executor
     if node.parameters.autostart:
         for transition in (node.trigger_configure, node.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:

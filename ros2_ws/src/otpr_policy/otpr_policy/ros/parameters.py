@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS parameters from a frozen dataclass: one field, one declared, described, read-only parameter.
+"""ROS parameters from a frozen dataclass: one field, one declared, described parameter, read-only unless it says otherwise.
 
 ``use_sim_time`` and QoS are ROS's own and stay out of here.
 """
@@ -13,20 +13,21 @@ from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
 
 from otpr_policy.errors import ContractError
+from otpr_policy.realtime import DEFAULT_PRIORITY
 
 _T = TypeVar("_T")
 
 
-def parameter(default: Any, description: str) -> Any:
-    """A dataclass field that becomes a ROS parameter."""
-    return field(default=default, metadata={"description": description})
+def parameter(default: Any, description: str, read_only: bool = True) -> Any:
+    """A dataclass field that becomes a ROS parameter. One that is not read-only has to be read from the node."""
+    return field(default=default, metadata={"description": description, "read_only": read_only})
 
 
 def declare(node: Node, kind: type[_T]) -> _T:
     """Declares every field of ``kind`` on ``node`` and returns the values given at start. Raises ContractError on a wrong type."""
     values = {}
     for entry in fields(kind):  # type: ignore[arg-type]
-        descriptor = ParameterDescriptor(description=entry.metadata["description"], read_only=True)
+        descriptor = ParameterDescriptor(description=entry.metadata["description"], read_only=entry.metadata["read_only"])
         try:
             declared = node.declare_parameter(entry.name, entry.default, descriptor)
             values[entry.name] = parameter_value_to_python(declared.get_parameter_value())
@@ -39,8 +40,11 @@ def declare(node: Node, kind: type[_T]) -> _T:
 class PolicyParameters:
     """Parameters of the policy node."""
 
-    policy: str = parameter("", "path of the policy artifact (.onnx)")
+    policy: str = parameter("", "path of the policy artifact (.onnx); a change takes effect at ~/load or at configure", read_only=False)
     robot: str = parameter("", "name of an installed robot contract, or path of one (.yaml)")
     autostart: bool = parameter(False, "configure and activate at start; engaging stays a call of its own")
     pacing: str = parameter("clock", "what makes a control tick: 'clock' (the policy's rate) or 'observation' (lockstep with a simulation)")
     noise_seed: int = parameter(0, "seed of the denoising noise; engagement i draws from the stream (seed, i)")
+    realtime: bool = parameter(True, "ask Linux for SCHED_FIFO and locked memory; where denied, a warning in the log and in /diagnostics")
+    realtime_priority: int = parameter(DEFAULT_PRIORITY, "highest SCHED_FIFO priority of the node's threads, 4 to 98")
+    allow_cpu: bool = parameter(False, "run on the CPU where ONNX Runtime is built with CUDA and CUDA does not come up; otherwise an error")

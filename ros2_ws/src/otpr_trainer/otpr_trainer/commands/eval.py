@@ -2,6 +2,8 @@
 """``otpr eval``: success rate of a training run or a policy file over seeded episodes."""
 
 import json
+import math
+import re
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from otpr_policy.cli import Command
 from otpr_policy.errors import OutputError, RunError, TaskError
+from otpr_policy.spec import PolicySpec
+from otpr_policy.timeline import lanes_needed
 from otpr_sim import registry
 from otpr_trainer.evaluate import DEFAULT_SEED, EvaluationResult, evaluate
 from otpr_trainer.sources import CANDIDATES_HELP, PolicySource, WeightsSource, load_artifact
@@ -31,6 +35,12 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="of a run: denoising steps, by default all that it was trained with")
     parser.add_argument("--eta", type=float, help="of a run with ddim or bridge: share of noise, 0 (default, deterministic) to 1")
     parser.add_argument("--candidates", type=int, metavar="S", help=f"of a run: {CANDIDATES_HELP}; by default 1")
+    parser.add_argument(
+        "--inference-delay",
+        default="0",
+        metavar="D",
+        help="how late each chunk comes: seconds (0.15s), a share of the chunk (30%%), or control steps (3); default: in the same step",
+    )
     parser.add_argument("--video", type=Path, default=SUPPRESS, metavar="FILE", help="also write the first episodes as a video (.mp4)")
     parser.add_argument(
         "--video-episodes",
@@ -50,7 +60,10 @@ def _run(arguments: Namespace) -> int:
         raise TaskError(f"{arguments.target} was trained for task {trained_task!r}, not {task!r}")
     recording = _record(arguments, source, task)  # first, so that a machine that cannot draw is noticed before the long part
     options = {"episodes": arguments.episodes, "seed": arguments.seed, "workers": arguments.workers}
-    result = evaluate(source, task, preset=arguments.preset, **options)
+    delay_ticks = parse_delay(arguments.inference_delay, source.spec)
+    if delay_ticks and recording is not None:
+        raise TaskError("--inference-delay does not go with --video, which shows the policy without delay")
+    result = evaluate(source, task, preset=arguments.preset, delay_ticks=delay_ticks, **options)
     run = str(arguments.target) if sha256 is None else None
     if recording is not None:
         _compare(recording, result)
@@ -63,6 +76,7 @@ def _run(arguments: Namespace) -> int:
         "sha256": sha256 or "(a training run)",
         "task": f"{task}, preset {result.preset}",
         "candidates": str(candidates),
+        **({"delay": _describe_delay(delay_ticks, source.spec)} if delay_ticks else {}),
         "success": f"{result.success}  (95 % Wilson interval)",
         "steps": f"{result.mean_steps:.1f} on average, horizon {result.task.horizon}",
         "means": result.task.success_rule,
@@ -73,6 +87,27 @@ def _run(arguments: Namespace) -> int:
         rows["video"] = f"{recording.path}: episodes 0 to {last}, {recording.frames} frames, drawn by {recording.renderer}"
     print("\n".join(f"{name:<10} {value}" for name, value in rows.items()))
     return 0
+
+
+def parse_delay(text: str, spec: PolicySpec) -> int:
+    """Control steps of a delay in seconds (``0.15s``), in shares of the chunk (``30%``) or in steps (``3``), rounded up.
+
+    Raises:
+        TaskError: it is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|%|)", text)
+    if match is None or (not match[2] and "." in match[1]):
+        raise TaskError(
+            f"--inference-delay {text!r} is neither seconds such as 0.15s, nor a share of the chunk such as 30%, nor control steps"
+        )
+    number = float(match[1])
+    ticks = {"s": number / spec.period_s, "%": number / 100 * spec.chunk_length, "": number}[match[2]]
+    return math.ceil(round(ticks, 9))  # 0.15 s at 20 Hz are 3 steps, not 4
+
+
+def _describe_delay(ticks: int, spec: PolicySpec) -> str:
+    share, lanes = 100 * ticks / spec.chunk_length, lanes_needed(ticks, spec)
+    return f"{ticks} control steps, {1e3 * ticks * spec.period_s:g} ms, {share:.0f} % of the chunk; inferences at once: {lanes}"
 
 
 def _record(arguments: Namespace, source: PolicySource, task: str) -> "Recording | None":

@@ -25,6 +25,11 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help=f"denoising steps in the file (default: {DEFAULT_STEPS}, all for ddpm)")
     parser.add_argument("--eta", type=float, help=f"of ddim and bridge: share of noise, 0 (deterministic) to 1 (default: {DEFAULT_ETA:g})")
     parser.add_argument("--candidates", type=int, default=1, metavar="S", help=CANDIDATES_HELP)
+    parser.add_argument(
+        "--committed-prefix",
+        action="store_true",
+        help="of a diffusion: the file also reads what is carried out while it infers, and continues it (real-time chunking)",
+    )
     parser.add_argument("--episodes", type=int, default=50, help="paired episodes of torch and file")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of these episodes")
     parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes")
@@ -54,6 +59,7 @@ def _run(arguments: Namespace) -> int:
         seed=arguments.seed,
         workers=arguments.workers,
         candidates=arguments.candidates,
+        committed_prefix=arguments.committed_prefix,
         overwrite=arguments.overwrite,
     )
     manifest = policy.manifest
