@@ -34,6 +34,7 @@ setup(
             "doctor = otpr_policy.commands.doctor:COMMAND",
             "engage = otpr_policy.commands.engage:ENGAGE",
             "inspect = otpr_policy.commands.inspect:COMMAND",
+            "load = otpr_policy.commands.load:COMMAND",
             "replay = otpr_policy.commands.replay:COMMAND",
             "reset = otpr_policy.commands.engage:RESET",
         ],
