@@ -381,6 +381,7 @@ def make() -> PolicyNode:
     node = PolicyNode()
     node.scheduler.enter(Role.CALLBACKS)  # this thread will run the executor
     node.scheduler.enter_middleware()
+    node.scheduler.share_interpreter()
     if node.parameters.autostart:
         for transition in (node.trigger_configure, node.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:
