@@ -33,7 +33,7 @@ HOMES = {
     "torch": r"otpr_trainer/",
     "ot": r"otpr_trainer/transport\.py$",
     "mujoco": r"otpr_sim/",
-    "numba": r"otpr_sim/",
+    "numba": r"(otpr_sim/|otpr_trainer/quadratic_kernel\.py$)",
     "robosuite": r"otpr_sim/robosuite_env\.py$",
     "launch": r"launch/",
     "launch_ros": r"launch/",

@@ -2,6 +2,7 @@
 """The solver behind balanced plans: that it arrives from everywhere, alone and in batches, cold and warm, and that it is quick."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -33,10 +34,13 @@ def duality_gap(plan, cost, epsilon):
 @pytest.mark.parametrize("family", ["noise", "line", "matching"])
 @pytest.mark.parametrize("epsilon", [1.0, 0.03, 0.001, 1e-6])
 @pytest.mark.parametrize(("n", "m"), [(64, 192), (40, 25), (40, 60)])
-@pytest.mark.parametrize("quick_steps", [quadratic_dual.QUICK_STEPS, 0])
-def test_the_solution_is_found_for_costs_of_every_structure(monkeypatch, family, epsilon, n, m, quick_steps):
-    """Down to plans with hardly more entries than rows and columns, where the Newton system is singular; with the quick way and without."""
-    monkeypatch.setattr(quadratic_dual, "QUICK_STEPS", quick_steps)
+@pytest.mark.parametrize("quick", ["compiled", "tensors", "none"])
+def test_the_solution_is_found_for_costs_of_every_structure(monkeypatch, family, epsilon, n, m, quick):
+    """Down to plans with hardly more entries than rows and columns, where Newton's system is singular; with each quick way and without."""
+    if quick == "none":
+        monkeypatch.setattr(quadratic_dual, "QUICK_STEPS", 0)
+    if quick == "tensors":
+        monkeypatch.setattr(quadratic_dual, "_kernel", lambda: None)
     states, actions = normal(n, 1, seed=1).sort(0).values, normal(m, 1, seed=2)
     far = normal(n, 8, seed=3)
     near = far[torch.arange(m) % n] + 0.1 * normal(m, 8, seed=4)
@@ -49,12 +53,54 @@ def test_the_solution_is_found_for_costs_of_every_structure(monkeypatch, family,
 
 @pytest.mark.parametrize("support", [0.1, 0.2, 0.5])
 @pytest.mark.parametrize(("n", "m"), [(64, 192), (192, 64), (128, 128)])
-def test_an_ordinary_block_is_solved_in_a_few_unguarded_steps(monkeypatch, n, m, support):
+@pytest.mark.parametrize("quick", ["compiled", "tensors"])
+def test_an_ordinary_block_is_solved_in_a_few_unguarded_steps(monkeypatch, n, m, support, quick):
     """Time depends on it; no other law does."""
+    if quick == "tensors":
+        monkeypatch.setattr(quadratic_dual, "_kernel", lambda: None)
     monkeypatch.setattr(quadratic_dual, "_careful", None)
     states, actions = normal(n, 8, seed=1), normal(m, 8, seed=2)
     for cost in (normal(n, m), torch.cdist(states, actions) ** 2):
         assert balanced(cost, transport.epsilon_for_support(cost, support, Kind.BALANCED)).iterations <= 9
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 4])
+def test_the_compiled_steps_are_those_of_tensors(limit):
+    """From a guess and from a start, with masses that differ; steps are in single precision, so that is what they agree to."""
+    z = torch.stack([2.0 * normal(30, 50, seed=seed) for seed in range(3)])
+    p, q = (torch.rand(3, *shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64) + 0.5 for shape in ((1, 30), (50, 1)))
+    p, q = p / p.sum((1, 2), keepdim=True), q / q.sum((1, 2), keepdim=True)
+    kernel = quadratic_dual._kernel()
+    assert kernel is not None
+    for start in (None, (0.3 * normal(3, 30, 1), 0.3 * normal(3, 1, 50))):
+        given = None if start is None else tuple(a.clone() for a in start)
+        compiled = quadratic_dual._quick_compiled(kernel, z, p, q, start, 1e-6, limit)
+        assert compiled.steps == limit
+        for i in range(3):  # one by one: tensors go on with conjugate gradients until the last of a batch has enough of them
+            one = slice(i, i + 1)
+            alone = quadratic_dual._quick(z[one], p[one], q[one], None if start is None else tuple(a[one] for a in start), 1e-6, limit)
+            assert largest(compiled.h[one] - alone.h) < 1e-4 * largest(alone.h)
+            assert float(compiled.error[i]) == pytest.approx(float(alone.error), rel=1e-2, abs=1e-6)
+        assert given is None or all(torch.equal(a, b) for a, b in zip(start, given, strict=True))
+
+
+def test_a_lost_problem_ends_the_compiled_way_and_leaves_the_others(caplog):
+    """Scores that are not a number give an error that is above every tolerance."""
+    z = torch.stack([normal(8, 9), torch.full((8, 9), math.nan, dtype=torch.float64)])
+    p, q = torch.full((2, 1, 8), 1 / 8, dtype=torch.float64), torch.full((2, 9, 1), 1 / 9, dtype=torch.float64)
+    dual = quadratic_dual._quick_compiled(quadratic_dual._kernel(), z, p, q, None, 1e-6, 20)
+    assert dual.error[0] <= 1e-6 and dual.error[1] == math.inf
+
+
+def test_where_nothing_can_be_compiled_tensors_do_and_a_warning_says_so(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "otpr_trainer.quadratic_kernel", None)
+    monkeypatch.delattr("otpr_trainer.quadratic_kernel", raising=False)
+    quadratic_dual._kernel.cache_clear()
+    try:
+        plan = balanced(normal(12, 12), 0.1)
+        assert max(plan.row_error, plan.column_error) < 1e-6 and "cannot be compiled" in caplog.text
+    finally:
+        quadratic_dual._kernel.cache_clear()
 
 
 def test_without_a_usable_newton_step_alternating_sweeps_still_arrive(monkeypatch):

@@ -18,6 +18,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "matplotlib",
+        "numba",
         "numpy",
         "onnx",
         "onnxscript",

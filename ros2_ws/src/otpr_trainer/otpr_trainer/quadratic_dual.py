@@ -10,7 +10,8 @@ J is concave and piecewise quadratic, and semi-smooth Newton (Lorenz, Manns, Mey
 are two ways, and a problem that the first does not solve goes the second:
 
 - :func:`_quick` takes Newton steps on both sides at once and trusts them. From a good start that is enough where a row's support is some
-  entries or more, and it costs about as much as 20 looks at the block.
+  entries or more. On a CPU it is compiled, problem by problem (:mod:`otpr_trainer.quadratic_kernel`); elsewhere it is tensors, all
+  problems at once.
 - :func:`_careful` comes from anywhere. For given x the best y is found column by column, exactly; what is left is a concave function of x
   alone, whose second derivative is the Schur complement of J's. That is singular where the support falls apart, so steps are damped
   (Levenberg-Marquardt) and taken back. Where they fail all the same, or go back and forth over a kink, a sweep of exact alternating
@@ -21,8 +22,11 @@ Arrays have a batch dimension and are float64: z and h (B, n, m), x (B, n, 1), y
 n x n, so n should be the smaller side. The large arrays are made once per problem: to make them anew costs more than to fill them.
 """
 
+import logging
 import math
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -47,6 +51,8 @@ LEAST_DAMPING, FIRST_DAMPING, MOST_DAMPING = 1e-10, 1e-8, 1e4  # shares of the c
 PATIENCE, PROGRESS = 5, 0.9  # so many steps without an error below this share of the best one, and a sweep is due
 ASCENT = 1e-4  # least share of the promised ascent (Armijo)
 ROUNDING = 1e-12  # of J, relative
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -78,7 +84,8 @@ def solve(z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None, 
 
 
 def _solve(z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None, tolerance: float, limit: int) -> Dual:
-    dual = _quick(z, p, q, start, tolerance, limit)
+    kernel = _kernel() if z.is_cpu else None
+    dual = _quick(z, p, q, start, tolerance, limit) if kernel is None else _quick_compiled(kernel, z, p, q, start, tolerance, limit)
     left = ~(dual.error <= tolerance)  # not a number is left, too
     if bool(left.any()):
         careful = _careful(z[left], p[left], q[left], None if start is None else start[0][left], tolerance, limit - dual.steps)
@@ -86,6 +93,31 @@ def _solve(z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None,
             all_[left] = some
         dual.steps += careful.steps
     return dual
+
+
+@cache
+def _kernel() -> ModuleType | None:
+    """The compiled quick way, or None where it cannot be had; then tensors do, more slowly."""
+    try:
+        from otpr_trainer import quadratic_kernel  # not on top: numba takes a second to import, and few runs solve for balanced plans
+    except (ImportError, RuntimeError) as error:  # numba is missing, or finds no folder to keep what it compiles
+        _log.warning("transport plans take longer: their solver cannot be compiled (%s)", error)
+        return None
+    return quadratic_kernel
+
+
+def _quick_compiled(
+    kernel: ModuleType, z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None, tolerance: float, limit: int
+) -> Dual:
+    """What :func:`_quick` does, problem by problem."""
+    with torch.inference_mode(False):
+        h = torch.empty_like(z, memory_format=torch.contiguous_format)  # so that the answer need not be copied
+    x, y = (a.clone(memory_format=torch.contiguous_format) for a in (_level_start(z, p, q, h) if start is None else start))
+    z, p, q = z.contiguous(), p.contiguous(), q.contiguous()
+    arguments = zip(z.numpy(), p[:, 0].numpy(), q[:, :, 0].numpy(), x[:, :, 0].numpy(), y[:, 0].numpy(), h.numpy(), strict=True)
+    most = min(QUICK_STEPS, limit)
+    results = [kernel.quick(*problem, start is None, tolerance, most) for problem in arguments]
+    return Dual(x, y, h, z.new_tensor([error for error, _ in results]), max(steps for _, steps in results))
 
 
 def _quick(z: Tensor, p: Tensor, q: Tensor, start: tuple[Tensor, Tensor] | None, tolerance: float, limit: int) -> Dual:
