@@ -48,7 +48,7 @@ def test_a_thread_gets_its_roles_priority_and_no_other_thread_does() -> None:
         return _schedule(), _in_thread(_schedule)
 
     seen = [_in_thread(lambda role=role: enter(role)) for role in Role]  # type: ignore[misc]
-    assert [own for own, _ in seen] == [(os.SCHED_FIFO, priority) for priority in (10, 9, 8, 7, 6)]
+    assert [own for own, _ in seen] == [(os.SCHED_FIFO, priority) for priority in (10, 9, 8, 7, 6, 5)]
     assert {child for _, child in seen} == {(os.SCHED_OTHER, 0)}, "a thread that such a thread starts inherits its priority"
     assert _schedule() == before
     assert scheduler.denials == ()
@@ -90,9 +90,9 @@ def test_a_scheduler_that_is_off_asks_for_nothing_and_denies_nothing(monkeypatch
     assert scheduler.denials == () and scheduler.describe() == "off"
 
 
-@pytest.mark.parametrize("priority", [4, 99, 0, -1])
+@pytest.mark.parametrize("priority", [5, 99, 0, -1])
 def test_a_priority_that_leaves_no_room_is_refused(priority: int) -> None:
-    with pytest.raises(ContractError, match=r"outside 5 \.\. 98"):
+    with pytest.raises(ContractError, match=r"outside 6 \.\. 98"):
         Scheduler(priority=priority)
 
 

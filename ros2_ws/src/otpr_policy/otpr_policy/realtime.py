@@ -64,7 +64,7 @@ class Scheduler:
 
         Args:
             enabled: whether to ask at all.
-            priority: SCHED_FIFO priority of the watchdog, 5 to 98; the others lie up to four below.
+            priority: SCHED_FIFO priority of the watchdog, 6 to 98; the others lie up to five below.
 
         Raises:
             ContractError: no such priority.

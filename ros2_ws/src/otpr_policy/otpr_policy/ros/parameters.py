@@ -55,5 +55,5 @@ class PolicyParameters:
     flight_directory: str = parameter("", "directory of saved flights; by default otpr/flights in ROS_HOME, which is ~/.ros")
     flight_files: int = parameter(20, "how many saved flights are kept in the directory")
     realtime: bool = parameter(True, "ask Linux for SCHED_FIFO and locked memory; where denied, a warning in the log and in /diagnostics")
-    realtime_priority: int = parameter(DEFAULT_PRIORITY, "highest SCHED_FIFO priority of the node's threads, 5 to 98")
+    realtime_priority: int = parameter(DEFAULT_PRIORITY, "highest SCHED_FIFO priority of the node's threads, 6 to 98")
     allow_cpu: bool = parameter(False, "run on the CPU where ONNX Runtime is built with CUDA and CUDA does not come up; otherwise an error")
