@@ -35,7 +35,7 @@ unexport PYTHONPATH
 unexport AMENT_PREFIX_PATH
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check format train-lift bench-sim bench-candidates bench-transport bench-bridger env env-sim env-trainer clean
+.PHONY: help demo test test-slow check format train-lift bench-sim bench-candidates bench-transport bench-bridger mutate-safety env env-sim env-trainer clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -77,6 +77,9 @@ bench-transport: env-trainer  ## time of exact transport plans, ours and POT's s
 
 bench-bridger: env-trainer  ## success of BRIDGER by steps, source, form and demonstrations against DDIM (hours; goes on where it was); writes runs/bridger
 	@$(BIN)/python benchmarks/bridger.py --out runs/bridger
+
+mutate-safety: env  ## breaks the safety layer in every small way and asks whether a test notices; writes out/mutation/safety.json
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/mutate_safety.py
 
 env: env-trainer $(DONE)/dev  ## the whole environment, in .venv
 

@@ -37,7 +37,7 @@ def test_by_default_policy_node_and_twin_are_started_and_nothing_is_recorded() -
 def test_a_real_robot_starts_no_twin_and_a_directory_starts_the_recorder() -> None:
     started = bringup.processes({**POLICY, "sim": "false", "record": "episodes", "robot": "ur5e.yaml"})
     assert [process.name for process in started] == ["policy_node", "recorder"]
-    assert parameters(started[1]) == {"robot": "ur5e.yaml", "directory": "episodes", "use_sim_time": False}
+    assert parameters(started[1]) == {"robot": "ur5e.yaml", "directory": "episodes", "autostart": True, "use_sim_time": False}
 
 
 @pytest.mark.parametrize("text", ["007", "true", "1e3", "a: b", "with space", 'quo"te', "back\\slash", "ü", "null", "[1]", ""])

@@ -12,6 +12,7 @@ import tiny_policy
 import yaml
 
 from otpr_policy.contract import MessageType, Part, Reliability, RobotContract, load_contract, parse_contract, robot_names, source_size
+from otpr_policy.dead_man import AfterRelease
 from otpr_policy.errors import ContractError
 from otpr_policy.spec import Field, PolicySpec, Semantics, VectorSpec
 
@@ -59,7 +60,7 @@ def test_the_shipped_contract_says_what_the_file_says() -> None:
     assert (hand.topic, hand.type, hand.part, hand.frame) == ("/ee_pose", MessageType.POSE_STAMPED, Part.ROTATION_COLUMNS, "panda_link0")
     assert fingers.joints == ("panda_finger_joint1", "panda_finger_joint2")
     assert fingers.reliability is Reliability.BEST_EFFORT  # the default
-    assert contract.max_ages_s() == dict.fromkeys(contract.observations, 0.1)
+    assert contract.max_ages_s() == dict.fromkeys(contract.observations, 0.05)
     assert contract.limits.workspace_low == (0.25, -0.45, -0.12)
     assert contract.limits.max_rotation_rad == 0.9
     assert contract.stop_after_s == 0.5
@@ -209,6 +210,35 @@ def test_a_contract_cannot_rename_the_action_fields_that_a_command_carries(key: 
 def test_targets_are_given_in_the_frame_of_the_measurement_that_they_are_made_from(path: str) -> None:
     with pytest.raises(ContractError, match="'camera'"):
         parse_contract(_with(path, "camera"))
+
+
+# The person's switch and the finger
+
+
+SWITCH = {"topic": "/joy", "type": "sensor_msgs/msg/Joy", "button": 5, "max_age_s": 0.2}
+
+
+def test_a_contract_says_which_switch_a_person_holds_or_that_there_is_none() -> None:
+    assert parse_contract(DATA).dead_man_switch is None
+    switch = parse_contract(_with("dead_man", SWITCH)).dead_man_switch
+    assert switch is not None
+    assert (switch.topic, switch.button, switch.after_release) == ("/joy", 5, AfterRelease.ENGAGE)
+
+
+def test_a_contract_that_forgets_the_switch_is_refused_and_told_what_to_write() -> None:
+    with pytest.raises(ContractError, match=r"key 'dead_man' is missing; required: a section with topic, type and max_age_s, or the word"):
+        parse_contract(_without("dead_man"))
+    with pytest.raises(ContractError, match=r"dead_man\.topic: '' is not a topic name"):
+        parse_contract(_with("dead_man", SWITCH | {"topic": ""}))
+    with pytest.raises(ContractError, match=r"dead_man\.max_age_s is nan"):
+        parse_contract(_with("dead_man", SWITCH | {"max_age_s": float("nan")}))
+
+
+def test_the_finger_is_measured_by_the_field_that_names_the_commanded_joint() -> None:
+    assert parse_contract(DATA).measured_finger == ("gripper_position", 0)
+    assert parse_contract(_with("gripper_command.joint", "panda_finger_joint2")).measured_finger == ("gripper_position", 1)
+    assert parse_contract(_with("gripper_command.joint", "another")).measured_finger is None
+    assert parse_contract(_with("observations.gripper_position.part", "velocity")).measured_finger is None
 
 
 # What is not YAML, or more than YAML

@@ -114,6 +114,36 @@ def test_a_target_speeds_up_to_its_limit_step_by_step_and_stops_at_once() -> Non
     assert line.x(0.1) == (Band.CLAMP, 0.18)  # and from rest again
 
 
+def test_a_step_that_is_cut_ends_inside_its_limit_by_a_billionth_and_is_never_lengthened() -> None:
+    line = Line()
+    cut = float(line.filter(0.03).target.position[0] - HOME[0])
+    assert 0.02 * (1 - 1.1e-9) < cut < 0.02 * (1 - 0.9e-9)
+    assert Line().filter(0.02 + 0.7e-12).band is Band.PASS  # what rounding may do is not cut
+    assert Line().filter(0.02 + 1.5e-12).band is Band.CLAMP
+
+
+def test_a_part_at_its_limit_comes_through_bit_for_bit_beside_one_that_is_cut() -> None:
+    line = Line(ramp_in_s=0.0)
+    target = CartesianTarget(HOME + 0.0199 * X, np.array([1.0, 0.0, 0.0, 0.0]), 0.05)
+    cut = line.limiter.filter(target, HOME, matrix_to_columns(DOWN), 0.02).target
+    assert cut.position is target.position
+    assert cut.quaternion is target.quaternion
+    assert cut.gripper_position == pytest.approx(0.04)
+
+
+def test_a_hand_beside_a_finger_that_is_not_measured_is_slowed_down_alone() -> None:
+    cut = Line(finger=None).filter(x=0.03, finger=0.04)
+    assert cut.band is Band.CLAMP
+    assert cut.target.gripper_position == 0.04
+
+
+def test_a_hand_exactly_a_margin_outside_the_workspace_may_start() -> None:
+    box = {"workspace_low": (-1.0,) * 3, "workspace_high": (1.0,) * 3, "workspace_margin_m": 0.125}  # exact in binary
+    limiter = TargetLimiter(replace(LIMITS, **box), PERIOD_S)
+    target = CartesianTarget(np.array([1.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0, 0.0]), 0.02)
+    assert limiter.filter(target, np.array([1.125, 0.0, 0.0]), matrix_to_columns(DOWN), 0.02).band is Band.PASS
+
+
 def test_turning_back_goes_through_rest() -> None:
     line = Line()
     for x in (0.02, 0.05):
@@ -348,10 +378,10 @@ def _fuzz(targets: int, seed: int) -> dict[Band, int]:
     return total
 
 
-def test_in_20_000_fuzzed_targets_not_one_command_is_out_of_any_limit() -> None:
-    total = _fuzz(20_000, seed=1)
-    assert sum(total.values()) == 20_000
-    assert min(total.values()) > 1000  # a test that only ever passes, clamps or rejects proves nothing
+def test_in_6000_fuzzed_targets_not_one_command_is_out_of_any_limit() -> None:
+    total = _fuzz(6000, seed=1)
+    assert sum(total.values()) == 6000
+    assert min(total.values()) > 500  # a test that only ever passes, clamps or rejects proves nothing
 
 
 @pytest.mark.slow
@@ -385,8 +415,8 @@ def test_filtering_again_changes_nothing_and_no_target_is_moved_past_where_it_wa
     limiter = TargetLimiter(LIMITS, PERIOD_S)
     columns = matrix_to_columns(DOWN)
     clamped = 0
-    for position, quaternion, finger, hand in zip(*_walk(rng, 4000), strict=True):
-        before = copy.deepcopy(limiter)
+    for position, quaternion, finger, hand in zip(*_walk(rng, 1500), strict=True):
+        before = copy.copy(limiter)  # its attributes are replaced, never changed
         target = CartesianTarget(position, quaternion, float(finger))
         once = limiter.filter(target, hand, columns, 0.02)
         if once.band is Band.REJECT:
@@ -403,4 +433,4 @@ def test_filtering_again_changes_nothing_and_no_target_is_moved_past_where_it_wa
             assert np.linalg.norm(went) <= np.linalg.norm(asked) + 1e-12
             assert np.linalg.norm(np.cross(went, asked)) <= 1e-12  # in the direction that was asked for
             assert went @ asked >= -1e-12
-    assert clamped > 200
+    assert clamped > 100

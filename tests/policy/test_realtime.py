@@ -46,11 +46,11 @@ def test_a_thread_gets_its_roles_priority_and_no_other_thread_does() -> None:
         return _schedule(), _in_thread(_schedule)
 
     seen = [_in_thread(lambda role=role: enter(role)) for role in Role]  # type: ignore[misc]
-    assert [own for own, _ in seen] == [(os.SCHED_FIFO, priority) for priority in (10, 9, 8, 7)]
+    assert [own for own, _ in seen] == [(os.SCHED_FIFO, priority) for priority in (10, 9, 8, 7, 6)]
     assert {child for _, child in seen} == {(os.SCHED_OTHER, 0)}, "a thread that such a thread starts inherits its priority"
     assert _schedule() == before
     assert scheduler.denials == ()
-    assert "watchdog 10, control 9, callbacks 8, inference 7" in scheduler.describe()
+    assert "watchdog 10, control 9, callbacks 8, inference 7, flight 6" in scheduler.describe()
 
 
 @needs_fifo
@@ -88,9 +88,9 @@ def test_a_scheduler_that_is_off_asks_for_nothing_and_denies_nothing(monkeypatch
     assert scheduler.denials == () and scheduler.describe() == "off"
 
 
-@pytest.mark.parametrize("priority", [3, 99, 0, -1])
+@pytest.mark.parametrize("priority", [4, 99, 0, -1])
 def test_a_priority_that_leaves_no_room_is_refused(priority: int) -> None:
-    with pytest.raises(ContractError, match=r"outside 4 \.\. 98"):
+    with pytest.raises(ContractError, match=r"outside 5 \.\. 98"):
         Scheduler(priority=priority)
 
 

@@ -209,6 +209,11 @@ def test_a_quaternion_that_is_not_of_unit_length_rejects_and_raises_nothing(quat
     assert "unit length" in reason
 
 
+def test_a_quaternion_may_be_off_unit_length_by_what_rounding_does_and_not_by_more() -> None:
+    assert _target(quaternion=[1 + 0.8e-6, 0.0, 0.0, 0.0])[0] is Band.PASS
+    assert _target(quaternion=[1 + 1.2e-6, 0.0, 0.0, 0.0])[0] is Band.REJECT
+
+
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("side", [-1, 1])
 def test_the_workspace_bands_meet_at_the_box_and_at_the_box_plus_its_margin(axis: int, side: int) -> None:

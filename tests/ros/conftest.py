@@ -164,7 +164,7 @@ def make_bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
 
     def make(**parameters: Any) -> Bench:
         policy, robot = tiny_policy.write(tmp_path / "tiny.onnx"), contracts.write(tmp_path / "robot.yaml")
-        defaults = {"policy": str(policy), "robot": robot, "noise_seed": 7}
+        defaults = {"policy": str(policy), "robot": robot, "noise_seed": 7, "flight_directory": str(tmp_path / "flights")}
         benches.append(Bench(**(defaults | parameters)))
         return benches[-1]
 

@@ -49,7 +49,7 @@ def pose(stamp_ns: int, x: float) -> PoseCommand:
 
 def make(trace: Path | None = None) -> tuple[TwinCore, RecordingEnv]:
     env = RecordingEnv()
-    core = TwinCore(env, 5, command_timeout_s=0.2, trace_directory=trace)  # type: ignore[arg-type]
+    core = TwinCore(env, 5, command_timeout_s=0.2, max_command_age_s=0.25, trace_directory=trace)  # type: ignore[arg-type]
     env.calls.clear()
     return core, env
 
@@ -86,6 +86,51 @@ def test_in_real_time_the_robot_is_held_once_when_commands_have_stopped_for_long
     core.take_pose(pose(2, 0.3))
     core.advance_in_real_time(5, 10.6)
     assert env.calls[-2][0] == "target"
+
+
+def test_a_robot_that_is_told_to_hold_stays_where_it_is_drops_what_waits_and_follows_the_next_command() -> None:
+    core, env = make()
+    assert core.holding
+    assert not core.hold(), "nobody commanded it"
+    core.take_gripper([0.0])
+    core.take_pose(pose(1, 0.1))
+    core.advance_in_real_time(5, 10.0)
+    assert not core.holding
+    core.take_pose(pose(2, 0.2))
+    env.calls.clear()
+    assert core.hold()
+    assert core.holding
+    core.advance_in_real_time(5, 10.01)
+    assert env.calls == [("hold", None), ("advance", 5)]
+    core.take_pose(pose(3, 0.3))
+    core.advance_in_real_time(5, 10.02)
+    assert env.calls[-2] == ("target", ([0.3, 0.0, 0.0], 0.0))
+
+
+@pytest.mark.parametrize(
+    ("stamp_s", "now_s", "reason"),
+    [
+        (10.0, 10.0, None),
+        (10.0, 10.25, None),
+        (10.0, 10.26, "it answers an observation 0.260 s old, allowed are 0.250 s"),
+        (10.05, 10.0, None),
+        (10.06, 10.0, "it answers an observation -0.060 s old, allowed are 0.250 s"),
+        (9.0, 9.0, None),  # the clock started over
+        (9.99, 10.0, "it is 0.005 s older than the last"),
+        (9.995, 10.0, None),
+    ],
+)
+def test_in_real_time_a_command_that_is_too_old_or_older_than_the_last_is_not_taken(
+    stamp_s: float, now_s: float, reason: str | None
+) -> None:
+    core, env = make()
+    core.take_gripper([0.0])
+    assert core.take_pose(pose(9_995_000_000, 0.1), 9_995_000_000) is None
+    core.advance_in_real_time(5, 1.0)
+    env.calls.clear()
+    assert core.take_pose(pose(round(stamp_s * 1e9), 0.2), round(now_s * 1e9)) == reason
+    core.advance_in_real_time(5, 1.01)
+    assert (env.calls[0][0] == "target") is (reason is None)
 
 
 def test_in_lockstep_only_a_pair_that_answers_the_newest_state_counts() -> None:

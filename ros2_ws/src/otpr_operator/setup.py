@@ -16,7 +16,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={PACKAGE: ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["numpy", "otpr_policy", "rosbags"],
+    install_requires=["numpy", "otpr_policy", "PyYAML", "rosbags"],
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
@@ -24,7 +24,11 @@ setup(
         (f"lib/{PACKAGE}", ["scripts/recorder"]),
     ],
     entry_points={
-        "otpr.commands": ["record = otpr_operator.commands.record:COMMAND"],
+        "otpr.commands": [
+            "record = otpr_operator.commands.record:COMMAND",
+            "recordings.info = otpr_operator.commands.recordings:INFO",
+            "recordings.recover = otpr_operator.commands.recordings:RECOVER",
+        ],
     },
     zip_safe=False,
 )

@@ -16,7 +16,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={PACKAGE: ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["numpy", "onnx", "PyYAML"],
+    install_requires=["numpy", "onnx", "PyYAML", "rosbags"],
     # ONNX Runtime has two distributions for one module (CPU and GPU) and rclpy comes from apt on a robot: both are the installer's choice.
     extras_require={"cpu": ["onnxruntime"], "gpu": ["onnxruntime-gpu"], "ros": ["ros-jazzy-rclpy[fastrtps]"]},
     data_files=[
@@ -35,6 +35,7 @@ setup(
             "engage = otpr_policy.commands.engage:ENGAGE",
             "inspect = otpr_policy.commands.inspect:COMMAND",
             "load = otpr_policy.commands.load:COMMAND",
+            "replay = otpr_policy.commands.replay:COMMAND",
             "reset = otpr_policy.commands.engage:RESET",
         ],
     },

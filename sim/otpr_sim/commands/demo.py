@@ -132,7 +132,11 @@ def _check(demo: Demo) -> tuple[artifact.PolicyArtifact, TaskSpec]:
 def _run_processes(demo: Demo, task: TaskSpec, trace: Path) -> "tuple[list[Outcome], dict[str, dict[str, str]]]":
     arguments = {"policy": str(demo.policy.resolve()), "robot": demo.robot, "log_level": "warn"}
     overrides: dict[str, dict[str, bringup.ParameterValue]] = {
-        "policy_node": {"noise_seed": demo.seed, "pacing": "observation" if demo.lockstep else "clock"},
+        "policy_node": {
+            "noise_seed": demo.seed,
+            "pacing": "observation" if demo.lockstep else "clock",
+            "flight_directory": str((demo.out / "flights").resolve()),
+        },
         "twin": {"seed": demo.seed, "pacing": "lockstep" if demo.lockstep else "real_time", "trace": str(trace.resolve())},
     }
     environment = _isolated(bringup.environment(arguments, os.environ))

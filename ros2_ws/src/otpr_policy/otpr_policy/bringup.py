@@ -98,7 +98,7 @@ NODES = (
     NodeRow(
         "recorder",
         "otpr_operator.ros.recorder",
-        {"robot": FromArgument("robot"), "directory": FromArgument("record"), "use_sim_time": _USE_SIM_TIME},
+        {"robot": FromArgument("robot"), "directory": FromArgument("record"), "autostart": True, "use_sim_time": _USE_SIM_TIME},
         Unless("record", ""),
     ),
 )

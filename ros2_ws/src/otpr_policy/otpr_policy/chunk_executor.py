@@ -27,7 +27,7 @@ class ChunkExecutor:
         self._lanes = lanes
         self._next: tuple[Lanes, Outcome] | None = None  # asked from the next request on, until its first chunk has joined
         self._asked_next = False
-        self._observer = observer
+        self.observer = observer
         self._timeline = Timeline(lanes.spec, lanes.noise_shape, seam_ticks)
         self.on_seam: Callable[[Seam], None] = lambda seam: None
 
@@ -35,6 +35,11 @@ class ChunkExecutor:
     def lanes(self) -> Lanes:
         """Those of the policy that acts."""
         return self._lanes
+
+    @property
+    def asked(self) -> Lanes:
+        """Those that chunks are asked of now."""
+        return self._lanes if self._next is None else self._next[0]
 
     @property
     def counters(self) -> TimelineCounters:
@@ -99,7 +104,7 @@ class ChunkExecutor:
         if isinstance(action, Gap) and self._asked_next:
             self._keep("its first chunk did not come in time")
             self._ask(tick)
-        self._observer(action)
+        self.observer(action)
         return action
 
     def _all_lanes(self) -> list[Lanes]:
@@ -110,7 +115,7 @@ class ChunkExecutor:
 
     def _ask(self, tick: int) -> bool:
         """Asks for a chunk if one is due and a lane is free; says whether it did."""
-        lanes = self._lanes if self._next is None else self._next[0]
+        lanes = self.asked
         if lanes.free < 1 or not self.due(tick):
             return False
         if self._next is not None and not self._asked_next:
@@ -122,7 +127,7 @@ class ChunkExecutor:
         except Exception:
             self._timeline.withdraw(request)
             raise
-        self._observer(request)
+        self.observer(request)
         return True
 
     def _take(self) -> None:
@@ -142,7 +147,7 @@ class ChunkExecutor:
         return Patience.LONG if timeline.empty else Patience.SHORT
 
     def _receive(self, result: ChunkResult) -> None:
-        self._observer(result)
+        self.observer(result)
         request, timeline = result.request, self._timeline
         of_next = self._asked_next and request.generation == timeline.generation
         if result.chunk is None:

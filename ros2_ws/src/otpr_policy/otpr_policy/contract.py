@@ -179,15 +179,26 @@ def load_contract(robot: str) -> RobotContract:
     Raises:
         ContractError: there is none, it is not YAML, or a key is missing, unknown or of the wrong kind.
     """
+    path = contract_path(robot)
+    try:
+        return parse_contract(read_yaml(path))
+    except ContractError as error:
+        raise ContractError(f"{path.name}: {error}") from error
+
+
+def contract_path(robot: str) -> Path:
+    """The file of an installed contract, or the path itself if it is one of a YAML file. Raises ContractError for an unknown name."""
     path = Path(robot)
     if path.suffix not in (".yaml", ".yml"):
         path = share_directory() / "config" / "robots" / f"{robot}.yaml"
         if not path.is_file():
             raise ContractError(f"{unknown('robot', robot, robot_names())}; or give the path of a contract .yaml")
-    try:
-        return parse_contract(read_yaml(path))
-    except ContractError as error:
-        raise ContractError(f"{path.name}: {error}") from error
+    return path
+
+
+def contract_text(robot: str) -> str:
+    """The text of a contract that :func:`load_contract` has loaded, to be kept with what is recorded."""
+    return contract_path(robot).read_text(encoding="utf-8")
 
 
 def parse_contract(data: Any) -> RobotContract:

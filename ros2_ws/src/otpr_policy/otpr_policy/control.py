@@ -86,6 +86,9 @@ class ControlLoop:
         self.state = State.READY
         self.reason = "not engaged"
         self.counters = Counters()
+        # Of the last tick, for who records it: what was measured, usable or not, and what was sent.
+        self.observation: Observation | None = None
+        self.command: Command | None = None
 
     @property
     def _spec(self) -> PolicySpec:
@@ -147,6 +150,7 @@ class ControlLoop:
         ``released``: why the dead-man switch does not allow motion, None when it does or there is none.
         """
         self.counters.ticks += 1
+        self.observation = self.command = None
         if self.state in (State.READY, State.STOPPED):
             return None
         if released is not None:
@@ -169,12 +173,14 @@ class ControlLoop:
         self._recent_holds.append(False)
         self._enter(State.ENGAGED, "")
         self.counters.commands += 1
-        return Command(target, observation.stamp_ns)
+        self.command = Command(target, observation.stamp_ns)
+        return self.command
 
     def _usable_observation(self, now_ns: int) -> Observation | Missing:
         observation = self._buffer.observe(now_ns)
         if isinstance(observation, Missing):
             return observation
+        self.observation = observation
         problem = check_observation(self._spec.observation, self._spec.observation.flatten(observation.values), self._limits)
         return observation if problem is None else Missing(problem)
 

@@ -47,6 +47,10 @@ class TransportError(OtprError):
     """A transport problem that has no solution or whose solution was not reached."""
 
 
+class RecordingError(OtprError):
+    """A recording that is damaged, foreign, or of something else than it is used for."""
+
+
 class OutputError(OtprError):
     """A place to write that is taken or cannot be written."""
 

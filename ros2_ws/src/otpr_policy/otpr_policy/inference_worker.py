@@ -103,6 +103,7 @@ class InferenceWorker:
         self.spec: PolicySpec = self.policies[0].spec
         self.noise_shape = self.policies[0].noise_shape
         self.durations_s: deque[float] = deque(maxlen=WINDOW)
+        self.label = ""  # which policy this is, for who records what it was asked
         self._waiting = waiting
         self._clock = clock
         self._estimate = DelayEstimate(waiting.period_s, waiting.spare_s)

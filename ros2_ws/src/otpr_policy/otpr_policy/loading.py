@@ -82,6 +82,7 @@ def open_policy(
         return policies[-1]
 
     worker = InferenceWorker.open(make_policy, waiting(artifact.manifest.policy.period_s), on_thread_start=on_thread_start)
+    worker.label = artifact.sha256
     return LoadedPolicy(path, artifact, worker, policies[0].providers)
 
 

@@ -31,6 +31,7 @@ class Role(Enum):
     CONTROL = 1
     CALLBACKS = 2
     INFERENCE = 3
+    FLIGHT = 4
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Scheduler:
 
         Args:
             enabled: whether to ask at all.
-            priority: SCHED_FIFO priority of the watchdog, 4 to 98; the others lie up to three below.
+            priority: SCHED_FIFO priority of the watchdog, 5 to 98; the others lie up to four below.
 
         Raises:
             ContractError: no such priority.

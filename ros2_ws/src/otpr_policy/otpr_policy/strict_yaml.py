@@ -33,15 +33,24 @@ def read_yaml(path: Path, kind: str = "contract") -> Any:
     Raises ContractError when it cannot be read, is not YAML, or repeats a key.
     """
     try:
-        loader = _StrictLoader(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ContractError(f"cannot read {kind} {path}: {error.strerror}") from error
+    except ValueError as error:  # bytes that are no text
+        raise ContractError(f"{kind} {path} is not YAML: {error}") from error
+    return parse_yaml(text, f"{kind} {path}")
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """A text as plain data; ``what`` is what messages call it. Raises ContractError when it is not YAML or repeats a key."""
+    try:
+        loader = _StrictLoader(text)
         try:
             return loader.get_single_data()
         finally:
             loader.dispose()
-    except OSError as error:
-        raise ContractError(f"cannot read {kind} {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # ValueError: bytes that are no text, dates that are none
-        raise ContractError(f"{kind} {path} is not YAML: {error}") from error
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:  # ValueError: dates that are none
+        raise ContractError(f"{what} is not YAML: {error}") from error
 
 
 def build(kind: type[_T], data: Any, where: str) -> _T:

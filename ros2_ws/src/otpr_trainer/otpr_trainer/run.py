@@ -7,7 +7,6 @@
 
 import json
 import shutil
-import subprocess
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from otpr_policy.errors import OutputError, RunError, SpecError
 from otpr_policy.files import write_text
+from otpr_policy.git import git_commit as git_commit
 from otpr_trainer import checkpoint
 from otpr_trainer.bridge import BridgePolicy
 from otpr_trainer.checkpoint import Checkpoint
@@ -178,16 +178,6 @@ def load(directory: Path) -> Run:
         if not absent and not isinstance(value, dict if "dict" in str(kinds[name]) else kinds[name]):  # type: ignore[arg-type]
             raise RunError(f"{path}: {name} {value!r} is not of the expected type")
     return Run(Path(directory), RunConfig(**data))
-
-
-def git_commit() -> str:
-    """Commit of the code that runs, with ``-dirty`` when the checkout differs from it; ``unknown`` outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return result.stdout.strip()
 
 
 def utc_now() -> str:

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between messages and named arrays, and the QoS of every topic.
+"""Targets as messages, and the QoS of every topic. decoding.py has the other direction.
 
-Positions in messages are always looked up by name; a message that cannot be read yields a reason, never a guess.
 Message fields are float64 and are passed on unchanged, so that what one process sends another receives bit for bit.
 """
 
 from typing import Any
 
-import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
 from rclpy.duration import Duration
@@ -16,9 +14,25 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
 from otpr_policy.command import CartesianTarget
-from otpr_policy.contract import MessageType, ObservationSource, Part, Reliability
-from otpr_policy.rotation import matrix_to_columns, quaternion_to_matrix
+from otpr_policy.contract import MessageType, Reliability
+from otpr_policy.decoding import decode, pose_position, pose_quaternion, stamp_to_ns
 from otpr_policy.spec import Array
+
+__all__ = [
+    "COMMAND_QOS",
+    "LATCHED_QOS",
+    "MESSAGE_CLASSES",
+    "STATE_PUBLISHER_QOS",
+    "decode",
+    "encode_gripper",
+    "encode_pose",
+    "ns_to_stamp",
+    "pose_position",
+    "pose_quaternion",
+    "set_pose",
+    "stamp_to_ns",
+    "subscription_qos",
+]
 
 MESSAGE_CLASSES: dict[MessageType, Any] = {
     MessageType.JOINT_STATE: JointState,
@@ -67,22 +81,10 @@ def subscription_qos(reliability: Reliability) -> QoSProfile:
     return QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=policy)
 
 
-def stamp_to_ns(stamp: Time) -> int:
-    """A message stamp in nanoseconds."""
-    return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
-
-
 def ns_to_stamp(nanoseconds: int) -> Time:
     """Nanoseconds as a message stamp."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return Time(sec=seconds, nanosec=rest)
-
-
-def decode(source: ObservationSource, message: Any) -> Array:
-    """The field that ``source`` describes, out of its message. Raises ValueError saying what is wrong with the message."""
-    if source.type is MessageType.JOINT_STATE:
-        return _decode_joints(source, message)
-    return _decode_pose(source, message)
 
 
 def encode_pose(target: CartesianTarget, frame: str, stamp_ns: int) -> PoseStamped:
@@ -104,36 +106,3 @@ def set_pose(pose: Any, position: Array, quaternion: Array) -> None:
     pose.position.x, pose.position.y, pose.position.z = (float(value) for value in position)
     o = pose.orientation
     o.x, o.y, o.z, o.w = (float(value) for value in quaternion)
-
-
-def pose_position(pose: Any) -> Array:
-    """Position (3,) of a geometry_msgs Pose."""
-    return np.array([pose.position.x, pose.position.y, pose.position.z])
-
-
-def pose_quaternion(pose: Any) -> Array:
-    """Orientation (4,) x, y, z, w of a geometry_msgs Pose."""
-    o = pose.orientation
-    return np.array([o.x, o.y, o.z, o.w])
-
-
-def _decode_joints(source: ObservationSource, message: JointState) -> Array:
-    values = message.position if source.part is Part.POSITION else message.velocity
-    names = list(message.name)
-    if len(values) != len(names):
-        raise ValueError(f"{source.topic} names {len(names)} joints but has {len(values)} {source.part.value} numbers")
-    result = []
-    for joint in source.joints:
-        if names.count(joint) != 1:
-            problem = "lacks" if joint not in names else "repeats"
-            raise ValueError(f"{source.topic} {problem} joint {joint!r}; it has {', '.join(names)}")
-        result.append(values[names.index(joint)])
-    return np.array(result, dtype=np.float64)
-
-
-def _decode_pose(source: ObservationSource, message: PoseStamped) -> Array:
-    if message.header.frame_id != source.frame:
-        raise ValueError(f"{source.topic} is in frame {message.header.frame_id!r}, expected {source.frame!r}")
-    if source.part is Part.POSITION:
-        return pose_position(message.pose)
-    return matrix_to_columns(quaternion_to_matrix(pose_quaternion(message.pose)))

@@ -4,7 +4,7 @@
     configure    load, verify, warm up, subscribe            cleanup     undo that
     activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
-    ~/load       another policy, without stopping (std_srvs/Trigger)
+    ~/load       another policy, without stopping            ~/save      write the last seconds to a file (std_srvs/Trigger)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
 ticks and publishes; inference has threads of its own (inference_worker.py), and so has ~/load (hot_swap.py). ``_lock`` guards the
@@ -41,6 +41,7 @@ from otpr_policy.observation import Missing, ObservationBuffer
 from otpr_policy.realtime import Role, Scheduler
 from otpr_policy.ros.control_thread import ControlThread, Pacing, parse_pacing
 from otpr_policy.ros.diagnostics import diagnostics
+from otpr_policy.ros.flight import NodeFlight
 from otpr_policy.ros.guard import Guard
 from otpr_policy.ros.hot_swap import PARAMETER, HotSwap
 from otpr_policy.ros.messages import (
@@ -109,7 +110,7 @@ class PolicyNode(LifecycleNode):
             publishers = (self._pose_publisher, self._gripper_publisher)
             self._guard.start(self._slot.running.spec.period_s, self._control, self._is_fresh, publishers, self._tell_stopped)
         self._thread = ControlThread(
-            self._tick,
+            self._flight.around(self._tick),
             pacing=self._pacing,
             period_s=self._slot.running.spec.period_s,
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
@@ -145,7 +146,7 @@ class PolicyNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Ends all threads, before the context does."""
+        """Ends all threads, before the context does and while Python still runs; a flight that was asked for is written."""
         self._stop_ticking("shut down")
         while self._undo:
             self._undo.pop()()
@@ -164,23 +165,20 @@ class PolicyNode(LifecycleNode):
         open_session = partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu)
         self._slot = PolicySlot(Path(path), self._contract, waiting, open_session, partial(self.scheduler.enter, Role.INFERENCE))
         self._undo.append(partial(self._slot.close, self.get_logger().error))
-        spec = self._slot.running.spec
-        self._buffer = ObservationBuffer(spec.observation, self._contract.max_ages_s())
-        switch = self._contract.dead_man_switch
+        running = self._slot.running
+        self._buffer = ObservationBuffer(running.spec.observation, self._contract.max_ages_s())
+        contract, switch, finger = self._contract, self._contract.dead_man_switch, self._contract.measured_finger
+        after = AfterRelease.ENGAGE if switch is None else switch.after_release
         self._control = ControlLoop(
-            self._slot.running.worker,
-            self._buffer,
-            self._contract.limits,
-            self._contract.stop_after_s,
-            measured_finger=self._contract.measured_finger,
-            after_release=AfterRelease.ENGAGE if switch is None else switch.after_release,
+            running.worker, self._buffer, contract.limits, contract.stop_after_s, measured_finger=finger, after_release=after
         )
         self._loop = self._control
+        self._flight = NodeFlight(self, self.parameters, contract, self._control, self.scheduler, self._keep)
+        self._undo.append(self._flight.close)
         self._subscribe()
         self._advertise()
-        self._guard = Guard(self, self._contract, self._keep, self._on_rival)
-        hot_swap = HotSwap(self, self._swap, lambda: self._slot.running)
-        self._undo.append(hot_swap.close)
+        self._guard = Guard(self, contract, self._keep, self._on_rival)
+        self._undo.append(HotSwap(self, self._swap, lambda: self._slot.running).close)
 
     def _swap(self, path: Path) -> None:
         """Lets another policy file take over; in the thread of ~/load."""
@@ -188,6 +186,7 @@ class PolicyNode(LifecycleNode):
         self._publish_identity()
 
     def _publish_identity(self) -> None:
+        self._flight.add_policy(self._slot.running)
         self._identity_publisher.publish(String(data=json.dumps(self._slot.running.identity())))
 
     def _subscribe(self) -> None:
@@ -198,8 +197,7 @@ class PolicyNode(LifecycleNode):
             self._keep(self.create_subscription(kind, topic, callback, subscription_qos(source.reliability)))
 
     def _advertise(self) -> None:
-        contract = self._contract
-        keep = self._keep
+        contract, keep = self._contract, self._keep
         qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(self._slot.running.spec.period_s)
         self._pose_publisher = keep(self.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, qos))
         self._gripper_publisher = keep(self.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, qos))
@@ -223,8 +221,7 @@ class PolicyNode(LifecycleNode):
             "Timer": self.destroy_timer,
         }
         while self._entities:
-            entity = self._entities.pop()
-            destroy[type(entity).__name__](entity)
+            destroy[type(self._entities[-1]).__name__](self._entities.pop())
 
     def _keep(self, entity: Any) -> Any:
         """Notes what cleanup has to destroy, the moment it exists: the next one may fail to be made."""
@@ -263,9 +260,6 @@ class PolicyNode(LifecycleNode):
                     if self._guard.permit.revoked is None:  # asked last: however long all this took, the watchdog had its say
                         self._gripper_publisher.publish(gripper)
                         self._pose_publisher.publish(pose)
-                if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
-                    self._control.stop(self._guard.permit.revoked)
-                    command = None
             self._publish_state()
             return command is not None
         except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
@@ -344,6 +338,8 @@ class PolicyNode(LifecycleNode):
 
     def _publish_state(self) -> None:
         with self._lock:  # services and the control thread both tell; state and reason are one, and the last told must be the last set
+            if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
+                self._control.stop(self._guard.permit.revoked)
             state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
             if state != self._published_state:
                 self._published_state = state
@@ -361,6 +357,7 @@ class PolicyNode(LifecycleNode):
         self._published_state = state
         self._state_publisher.publish(String(data=state))
         self.get_logger().error(state)
+        self._flight.stopped(reason)
 
     def _publish_diagnostics(self) -> None:
         facts = {"robot": self._contract.robot, "providers": ", ".join(self._slot.running.providers), "realtime": self.scheduler.describe()}

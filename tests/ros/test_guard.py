@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What besides the policy keeps the robot still: the person's switch, the watchdog, another commander."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import contracts
+import pytest
+from geometry_msgs.msg import PoseStamped
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
+from sensor_msgs.msg import Joy
+from std_msgs.msg import Bool, Float64MultiArray, String
+from std_srvs.srv import SetBool, Trigger
+
+from otpr_policy.control import State
+from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS
+
+SUCCESS = TransitionCallbackReturn.SUCCESS
+pytestmark = pytest.mark.ros
+JOY = {"topic": "/joy", "type": "sensor_msgs/msg/Joy", "button": 1, "max_age_s": 0.3}
+HEARTBEAT = {"topic": "/dead_man", "type": "std_msgs/msg/Bool", "max_age_s": 0.3}
+
+
+class Streams:
+    """Publishes the robot's state, and whatever else a test adds, until the test ends."""
+
+    def __init__(self, bench: Any) -> None:
+        self.extra: Callable[[], None] = lambda: None
+        self._bench = bench
+        self._closed = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._bench.robot.publish()
+            self.extra()
+            time.sleep(0.01)
+
+    def __enter__(self) -> "Streams":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed = True
+        self._thread.join()
+
+
+def ready(bench: Any) -> None:
+    assert bench.policy.trigger_configure() is SUCCESS
+    assert bench.policy.trigger_activate() is SUCCESS
+    bench.wait_until_connected()
+
+
+def engage(bench: Any) -> Any:
+    return bench.call(SetBool, "/policy_node/engage", SetBool.Request(data=True))
+
+
+def engaged(bench: Any) -> None:
+    """Engages, and tries again where this machine stalled so long that the watchdog stopped the robot."""
+
+    def moves() -> bool:
+        bench.call(Trigger, "/policy_node/reset", Trigger.Request())
+        sent = len(bench.robot.poses)
+        return engage(bench).success and _soon(lambda: len(bench.robot.poses) > sent + 3)
+
+    bench.wait_for(moves, "the robot to move", timeout_s=30.0)
+
+
+def _soon(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def state(bench: Any) -> State:
+    return State(bench.policy._control.state)
+
+
+@pytest.mark.parametrize("switch", [JOY, HEARTBEAT], ids=["joystick", "heartbeat"])
+def test_the_robot_moves_while_a_person_holds_the_switch_and_not_after(
+    make_bench: Callable[..., Any], tmp_path: Path, switch: dict[str, Any]
+) -> None:
+    bench = make_bench(robot=contracts.write(tmp_path / "dead_man.yaml", dead_man=switch))
+    ready(bench)
+    kind = Joy if switch is JOY else Bool
+    publisher = bench.robot.node.create_publisher(kind, switch["topic"], 1)
+    bench.wait_for(lambda: publisher.get_subscription_count() == 1, "the node to listen")
+    pressed = Joy(buttons=[0, 1]) if switch is JOY else Bool(data=True)
+    released = Joy(buttons=[1, 0]) if switch is JOY else Bool(data=False)
+    with Streams(bench) as streams:
+        bench.wait_for(lambda: bench.policy._buffer.complete_until_ns, "the observation")
+        assert engage(bench).message == "the dead-man switch has not been heard of"
+        streams.extra = lambda: publisher.publish(released)
+        bench.wait_for(lambda: engage(bench).message == "the dead-man switch is released", "the refusal")
+        streams.extra = lambda: publisher.publish(pressed)
+        engaged(bench)
+        for end, reason in ((lambda: publisher.publish(released), "is released"), (lambda: None, "last heard of")):
+            streams.extra = end
+            bench.wait_for(lambda: state(bench) is State.READY, "the robot to rest")
+            assert reason in bench.policy._control.reason
+            sent = len(bench.robot.poses)
+            streams.extra = lambda: publisher.publish(pressed)  # pressing it again starts nothing
+            time.sleep(0.3)
+            assert state(bench) is State.READY
+            assert len(bench.robot.poses) == sent
+            engaged(bench)
+
+
+def test_two_switches_are_none(make_bench: Callable[..., Any], tmp_path: Path) -> None:
+    bench = make_bench(robot=contracts.write(tmp_path / "dead_man.yaml", dead_man=HEARTBEAT))
+    ready(bench)
+    for _ in range(2):
+        bench.robot.node.create_publisher(Bool, "/dead_man", 1)
+    bench.wait_for(lambda: bench.policy.count_publishers("/dead_man") == 2, "both")
+    assert engage(bench).message == "2 nodes publish the dead-man switch on /dead_man; there must be one"
+
+
+def test_a_control_thread_that_hangs_loses_its_permission_while_it_hangs_and_sends_nothing_afterwards(
+    make_bench: Callable[..., Any],
+) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    told: list[tuple[float, str]] = []
+    bench.robot.node.create_subscription(String, "/policy_node/state", lambda m: told.append((time.monotonic(), m.data)), LATCHED_QOS)
+    bench.wait_for(lambda: told, "the state")
+    hung_s: list[float] = []
+    go_on = threading.Event()
+    tick = bench.policy._control.tick
+
+    def hang(*arguments: Any) -> Any:
+        command = tick(*arguments)  # decided, but not sent
+        hung_s.append(time.monotonic())
+        go_on.wait(20)
+        return command
+
+    with Streams(bench):
+        engaged(bench)
+        bench.policy._control.tick = hang
+        bench.wait_for(lambda: "watchdog" in told[-1][1], "the watchdog")
+        assert bench.policy._lock.locked()  # still hanging
+        sent = len(bench.robot.poses)
+        took_s = told[-1][0] - hung_s[0]
+        print(f"told {1e3 * took_s:.0f} ms after the control thread hung")
+        assert took_s < 0.15 + 0.1
+        bench.policy._control.tick = tick
+        go_on.set()
+        bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
+        assert "has not ticked" in bench.policy._control.reason
+        time.sleep(0.2)
+        assert len(bench.robot.poses) == sent
+        assert "call reset first" in engage(bench).message
+        engaged(bench)
+
+
+def test_a_second_commander_stops_a_robot_that_is_engaged_and_is_named(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    other = Node("stranger", namespace="/lab")
+    with Streams(bench):
+        for kind, topic in ((PoseStamped, "/target_pose"), (Float64MultiArray, "/gripper_controller/commands")):
+            engaged(bench)
+            rival = other.create_publisher(kind, topic, COMMAND_QOS)
+            bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
+            assert f"2 nodes publish on {topic}: " in bench.policy._control.reason
+            assert "/lab/stranger" in bench.policy._control.reason
+            bench.call(Trigger, "/policy_node/reset", Trigger.Request())  # a round trip: what was under way has arrived
+            sent = len(bench.robot.poses)
+            assert "/lab/stranger" in engage(bench).message
+            assert len(bench.robot.poses) == sent
+            other.destroy_publisher(rival)
+            bench.wait_for(lambda t=topic: bench.policy.count_publishers(t) == 1, "the stranger to go")
+    other.destroy_node()
+
+
+def test_a_stranger_that_comes_while_nobody_is_engaged_stops_nothing(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    rival = bench.robot.node.create_publisher(PoseStamped, "/target_pose", COMMAND_QOS)
+    bench.wait_for(lambda: bench.policy.count_publishers("/target_pose") == 2, "the rival to be seen")
+    time.sleep(0.3)
+    assert state(bench) is State.READY
+    bench.robot.node.destroy_publisher(rival)
