@@ -10,7 +10,7 @@ import tiny_policy
 from numpy.typing import NDArray
 
 from otpr_policy.chunk import episode_rng
-from otpr_policy.health import TimedPolicy
+from otpr_policy.errors import UnderrunError
 from otpr_policy.receding_horizon import RecedingHorizon
 from otpr_policy.spec import Array, PolicySpec
 
@@ -128,14 +128,6 @@ def test_a_policy_that_reads_its_previous_chunk_is_shown_the_whole_of_it_and_non
     assert policy.shown[1] is not None and policy.shown[1].shape == (5, 7)
 
 
-def test_the_timed_policy_hands_the_previous_chunk_on() -> None:
-    policy = Continuing()
-    timed = TimedPolicy(policy, lambda: 0.0)
-    timed.infer(_observation(0), np.zeros((2, 5, 7)))
-    timed.infer(_observation(0), np.zeros((2, 5, 7)), np.ones((5, 7)))
-    assert policy.shown[0] is None and np.array_equal(policy.shown[1], np.ones((5, 7)))
-
-
 def test_the_noise_is_the_episodes_stream_and_nothing_else_draws_from_it() -> None:
     policy = Recorder()
     horizon = RecedingHorizon(policy)
@@ -245,3 +237,26 @@ def test_a_chunk_of_another_length_than_the_spec_says_is_a_bug_of_the_policy_and
             horizon.act(_observation(step))
         assert horizon.inference_due
     assert _play(horizon, range(5, 8)) == [30, 31, 32]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 0.8])
+def test_with_a_simulated_delay_of_up_to_most_of_the_chunk_every_step_has_its_action_at_the_index_of_its_time(share: float) -> None:
+    """Ta = 16: action j of the chunk that was asked for at step k is carried out at step k + j, whatever the delay."""
+    policy = Recorder(replace(SPEC, chunk_length=16, executed_length=8), noise_shape=(1, 16, 7))
+    delay = int(np.ceil(share * 16))
+    horizon = RecedingHorizon(policy, delay, seam_ticks=0)
+    horizon.reset(episode_rng(0, 0))
+    carried_out = [float(horizon.act(_observation(step))[0]) for step in range(100)]
+    asked = [int(observation[-1, 0]) for observation in policy.observations]
+    for step, value in enumerate(carried_out):
+        indices = [(number, step - tick) for number, tick in enumerate(asked)]
+        assert any(10.0 * number + index == value and 0 <= index < 16 for number, index in indices), (step, value)
+    assert horizon.counters.underruns == horizon.counters.late_chunks == horizon.counters.bridged_ticks * (delay <= 8) == 0
+    assert horizon.counters.discarded_actions == delay * (horizon.counters.chunks - 1)
+
+
+def test_a_delay_that_leaves_nothing_of_a_chunk_ends_the_episode_with_an_error() -> None:
+    horizon = RecedingHorizon(Recorder(), delay_ticks=5)
+    horizon.reset(episode_rng(0, 0))
+    with pytest.raises(UnderrunError, match="no action for control step 5"):
+        _play(horizon, range(20))

@@ -2,35 +2,13 @@
 """Laws of what the node tells of itself."""
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 import tiny_policy
-from numpy.typing import NDArray
 
-from otpr_policy.health import WINDOW, Percentiles, TimedPolicy
-from otpr_policy.spec import Array, PolicySpec
-
-
-class Constant:
-    """Acts without looking and takes as long as it is told to."""
-
-    spec: PolicySpec = tiny_policy.SPEC
-    noise_shape = tiny_policy.NOISE_SHAPE
-
-    def __init__(self) -> None:
-        self.now_s = 100.0
-        self.duration_s = 0.0
-
-    def clock(self) -> float:
-        return self.now_s
-
-    def infer(self, observation: NDArray[Any], noise: NDArray[Any]) -> Array:
-        self.now_s += self.duration_s
-        if np.isnan(observation).any():
-            raise ValueError("nan")
-        return np.full((4, 7), observation[0, 0] + noise[0, 0, 0])
+from otpr_policy.health import Percentiles, SeamRecord
+from otpr_policy.timeline import Seam
 
 
 def test_percentiles_are_in_milliseconds_and_interpolate_between_ranks() -> None:
@@ -51,30 +29,15 @@ def test_the_order_of_durations_does_not_matter() -> None:
     assert Percentiles.of(durations) == Percentiles.of(np.sort(durations)[::-1])
 
 
-def test_a_timed_policy_is_the_policy_and_notes_how_long_it_took() -> None:
-    policy = Constant()
-    timed = TimedPolicy(policy, policy.clock)
-    assert (timed.spec, timed.noise_shape) == (policy.spec, policy.noise_shape)
-    for duration in (0.25, 0.5):
-        policy.duration_s = duration
-        action = timed.infer(np.ones((1, 14)), np.full((1, 4, 7), 2.0))
-        assert action.tolist() == [[3.0] * 7] * 4
-    assert list(timed.durations_s) == [0.25, 0.5]
-
-
-def test_a_failed_inference_is_passed_on_and_is_no_duration() -> None:
-    policy = Constant()
-    timed = TimedPolicy(policy, policy.clock)
-    with pytest.raises(ValueError, match="nan"):
-        timed.infer(np.full((1, 14), np.nan), np.zeros((1, 4, 7)))
-    assert not timed.durations_s
-
-
-def test_memory_is_bounded_and_the_newest_durations_are_kept() -> None:
-    policy = Constant()
-    timed = TimedPolicy(policy, policy.clock)
-    timed.durations_s.extend([1.0] * WINDOW)
-    policy.duration_s = 0.5
-    timed.infer(np.ones((1, 14)), np.zeros((1, 4, 7)))
-    assert len(timed.durations_s) == WINDOW
-    assert (timed.durations_s[0], timed.durations_s[-1]) == (1.0, 0.5)
+def test_a_seam_is_its_largest_component_in_each_field_as_it_was_carried_out() -> None:
+    record = SeamRecord(tiny_policy.ACTION)
+    assert record.facts() == {}
+    for size in (1.0, 3.0, 2.0):
+        left = size * np.array([0.01, -0.02, 0.0, 0.1, 0.0, -0.05, -0.001])
+        record.add(Seam(found=10 * left, left=left))
+    facts = {key: float(value) for key, value in record.facts().items()}
+    assert facts["seam_jump_ee_position_delta_max"] == pytest.approx(0.06)
+    assert facts["seam_jump_ee_rotation_delta_max"] == pytest.approx(0.3)
+    assert facts["seam_jump_gripper_position_max"] == pytest.approx(0.003)
+    assert facts["seam_jump_gripper_position_p99"] == pytest.approx(np.percentile([0.001, 0.002, 0.003], 99))
+    assert len(facts) == 6

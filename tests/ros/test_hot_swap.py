@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Another policy while the robot moves: no tick is missed, everybody is told, and what does not fit leaves the old one in its place."""
 
+import argparse
 import json
 import threading
 import time
@@ -18,7 +19,9 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from otpr_policy import artifact
+from otpr_policy.commands.load import COMMAND
 from otpr_policy.control import State
+from otpr_policy.errors import ArtifactError, OtprError
 from otpr_policy.ros.messages import LATCHED_QOS
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -128,3 +131,23 @@ def test_no_thread_of_a_replaced_or_refused_policy_stays(make_bench: Callable[..
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("otpr-inference")] == lanes
     assert bench.policy.trigger_cleanup() is SUCCESS
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("otpr-inference", "otpr-load"))]
+
+
+def test_the_command_loads_a_file_and_says_in_one_line_what_became_of_it(
+    make_bench: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = make_bench(pacing="clock")
+    assert bench.policy.trigger_configure() is SUCCESS
+    parser = argparse.ArgumentParser()
+    COMMAND.add_arguments(parser)
+    other = tiny_policy.write(tmp_path / "other.onnx", OTHER)
+    assert COMMAND.run(parser.parse_args([str(other)])) == 0
+    assert capsys.readouterr().out.startswith(f"now runs {other} ({artifact.load(other).sha256[:12]})")
+    slower = tmp_path / "slower.onnx"
+    slower.write_bytes(tiny_policy.content(replace(OTHER, control_rate_hz=10.0)))
+    with pytest.raises(OtprError, match="it runs at 10 Hz, the running policy at 20 Hz"):
+        COMMAND.run(parser.parse_args([str(slower)]))
+    other.write_bytes(b"")
+    with pytest.raises(ArtifactError, match="not an ONNX file"):
+        COMMAND.run(parser.parse_args([str(other)]))
+    assert bench.policy._slot.running.spec == OTHER

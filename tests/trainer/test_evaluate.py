@@ -9,11 +9,13 @@ from itertools import count
 import point_task
 import pytest
 import safetensors.torch
+import tiny_policy
 
 from otpr_policy.errors import EnvironmentSetupError, RunError, TaskError
 from otpr_sim import registry
 from otpr_sim.env import episode_seed
 from otpr_trainer.algorithms.bc import Config, Learner
+from otpr_trainer.commands.eval import parse_delay
 from otpr_trainer.data.collect import SEED_OFFSET
 from otpr_trainer.evaluate import EvaluationResult, evaluate
 from otpr_trainer.export import to_onnx
@@ -60,12 +62,22 @@ def test_torch_and_its_graph_take_the_same_steps(source):
 def test_the_summary_has_the_keys_that_scripts_rely_on(source):
     result = evaluate(source, "point", episodes=12, seed=4, workers=1)
     data = json.loads(json.dumps(result.to_json()))
-    about = {"task", "preset", "seed", "horizon", "success_rule"}
+    about = {"task", "preset", "delay_ticks", "seed", "horizon", "success_rule"}
     assert about | {"episodes", "successes", "success_rate", "interval", "mean_steps", "outcomes"} == set(data)
     assert data["outcomes"] == "".join("1" if episode.success else "0" for episode in result.episodes)
     assert data["success_rate"] == data["successes"] / 12 and data["interval"][0] < data["success_rate"] <= data["interval"][1]
     assert data["mean_steps"] == sum(episode.steps for episode in result.episodes) / 12
     assert (data["task"], data["preset"], data["seed"], data["horizon"]) == ("point", "nominal", 4, 12)
+
+
+@pytest.mark.usefixtures("point_is_a_task")
+def test_a_delayed_evaluation_says_so_differs_and_needs_a_chunk_that_outlasts_its_delay(source):
+    late = evaluate(source, "point", episodes=12, seed=4, workers=1, delay_ticks=1)
+    prompt = evaluate(source, "point", episodes=12, seed=4, workers=1)
+    assert late.to_json()["delay_ticks"] == 1 and [e.steps for e in late.episodes] != [e.steps for e in prompt.episodes]
+    for delay in (-1, 2):
+        with pytest.raises(TaskError, match=r"not in 0\.\.1: of a chunk, one action has to be left"):
+            evaluate(source, "point", episodes=1, seed=0, workers=1, delay_ticks=delay)
 
 
 def test_paired_results_count_the_episodes_in_which_they_differ():
@@ -125,3 +137,18 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang():
 def test_a_sampler_that_a_run_cannot_have_is_refused_before_any_work(source):
     with pytest.raises(RunError, match=r"7 denoising steps are not in 1\.\.6"):
         replace(source, steps=7).open()
+
+
+@pytest.mark.parametrize(
+    ("text", "ticks"),
+    [("0", 0), ("3", 3), ("0s", 0), ("0.15s", 3), ("0.151s", 4), ("0%", 0), ("10%", 1), ("30%", 3), ("50%", 4), ("80%", 7)],
+)
+def test_a_delay_is_given_in_seconds_in_shares_of_the_chunk_or_in_control_steps_and_rounded_up(text, ticks):
+    spec = replace(tiny_policy.SPEC, chunk_length=8)  # at 20 Hz
+    assert parse_delay(text, spec) == ticks
+
+
+@pytest.mark.parametrize("text", ["", "a", "-1", "1.5", "30 %", "1e3s", "nan", "5ms"])
+def test_another_delay_is_refused_with_what_would_be_one(text):
+    with pytest.raises(TaskError, match=r"neither seconds .* nor control steps"):
+        parse_delay(text, tiny_policy.SPEC)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The export proof: it passes on a faithful graph, refuses a perturbed one, and writes one self-contained file or nothing."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import point_task
@@ -10,11 +12,13 @@ from onnx import numpy_helper
 from otpr_policy import artifact
 from otpr_policy.errors import ArtifactError, OutputError, RunError
 from otpr_policy.inference import OnnxPolicy
+from otpr_policy.timeline import Committed
 from otpr_sim import registry
 from otpr_trainer import export as exporting
 from otpr_trainer.algorithms.bc import Config, Learner
 from otpr_trainer.export import TOLERANCE, export, proof_inputs, prove, to_onnx
-from otpr_trainer.policy import TorchPolicy
+from otpr_trainer.gaussian import one_pass
+from otpr_trainer.policy import TorchPolicy, check_committed_prefix
 from otpr_trainer.run import Run, RunConfig, create, git_commit, utc_now
 from otpr_trainer.train import train
 
@@ -64,6 +68,54 @@ def test_the_graph_computes_what_torch_computes_in_every_step_and_end_to_end(run
     parity = prove(policy, model, to_onnx(policy, with_chain=True))
     assert len(parity.step_errors) == policy.reverse.steps
     assert 0.0 < parity.end_to_end_error < TOLERANCE and max(parity.step_errors) < TOLERANCE
+
+
+def committed_policy(run, sampler="ddim", steps=3, eta=1.0):
+    policy = run.policy()
+    return TorchPolicy(policy, policy.config.chain(sampler, steps, eta), committed_prefix=True)
+
+
+@pytest.mark.parametrize(("sampler", "steps", "eta"), [("ddim", 3, 1.0), ("ddpm", None, 0.0)])
+def test_a_graph_that_reads_what_is_committed_is_proved_with_prefixes_and_weights_of_every_kind(run, sampler, steps, eta):
+    policy = committed_policy(run, sampler, steps, eta)
+    inputs = proof_inputs(policy, 64)
+    assert inputs.committed.std() > 0 and set(np.unique(inputs.committed_weight)) >= {0.0, 1.0}
+    assert ((inputs.committed_weight > 0) & (inputs.committed_weight < 1)).any()
+    model = to_onnx(policy)
+    assert [value.name for value in model.graph.input] == ["observation", "noise", "committed", "committed_weight"]
+    parity = prove(policy, model, to_onnx(policy, with_chain=True))
+    assert 0.0 < parity.end_to_end_error < TOLERANCE
+
+
+def test_with_nothing_committed_it_is_the_plain_policy_and_what_is_committed_with_weight_one_comes_out(run, tmp_path):
+    plain_file, file = tmp_path / "plain.onnx", tmp_path / "committed.onnx"
+    export_to(plain_file, run, eta=1.0)
+    proved = export_to(file, run, eta=1.0, committed_prefix=True)
+    assert proved.manifest.policy.reads_committed and artifact.load(file).manifest == proved.manifest
+    plain, policy = (OnnxPolicy.from_artifact(artifact.load(path)) for path in (plain_file, file))
+    reference = committed_policy(run)
+    inputs = proof_inputs(reference, 16)
+    spec, rng = policy.spec, np.random.default_rng(0)
+    for observation, noise, actions in zip(inputs.observation, inputs.noise, inputs.committed, strict=True):
+        free = policy.infer(observation, noise)
+        assert free == pytest.approx(plain.infer(observation, noise), abs=1e-6)
+        assert np.array_equal(free, policy.infer(observation, noise, committed=Committed(actions, np.zeros(2))))
+        for weight in (np.array([1.0, 0.0]), np.array([1.0, 1.0]), rng.uniform(size=2)):
+            committed = Committed(actions, weight)
+            action = policy.infer(observation, noise, committed=committed)
+            assert action == pytest.approx(reference.infer(observation, noise, committed=committed), abs=1e-5)
+            held = weight == 1.0
+            bounded = np.clip(actions, spec.action.low, spec.action.high)
+            assert action[held] == pytest.approx(bounded[held], abs=1e-5)
+    assert policy.infer(observation, noise, committed=Committed(actions, np.array([1.0, 0.0])))[1] != pytest.approx(free[1])
+
+
+def test_a_committed_prefix_is_refused_where_there_is_no_clean_chunk_to_paint_into(run):
+    gaussian = replace(run.policy().config, gaussian=object())
+    with pytest.raises(RunError, match="no plain diffusion"):
+        check_committed_prefix(gaussian, run.policy().config.chain("ddim", 3))
+    with pytest.raises(RunError, match="no plain diffusion"):
+        check_committed_prefix(run.policy().config, one_pass())
 
 
 def test_the_proof_refuses_a_graph_with_a_wrong_weight(run):

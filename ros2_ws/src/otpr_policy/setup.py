@@ -35,6 +35,7 @@ setup(
             "engage = otpr_policy.commands.engage:ENGAGE",
             "inspect = otpr_policy.commands.inspect:COMMAND",
             "replay = otpr_policy.commands.replay:COMMAND",
+            "load = otpr_policy.commands.load:COMMAND",
             "reset = otpr_policy.commands.engage:RESET",
         ],
     },

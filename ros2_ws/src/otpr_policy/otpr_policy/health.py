@@ -2,16 +2,13 @@
 """What the node tells of itself: counters and latencies."""
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from otpr_policy.chunk import ChunkPolicy
-from otpr_policy.spec import Array, PolicySpec, VectorSpec
-from otpr_policy.timeline import Committed, Seam
+from otpr_policy.spec import VectorSpec
+from otpr_policy.timeline import Seam
 
 WINDOW = 20_000  # latencies kept, a quarter of an hour at 20 Hz; bounds the memory of a node that runs for weeks
 
@@ -75,37 +72,3 @@ class SeamRecord:
                 found[f"seam_jump_{name}_p99"] = f"{np.percentile(values, 99):.6g}"
                 found[f"seam_jump_{name}_max"] = f"{max(values):.6g}"
         return found
-
-
-class TimedPolicy:
-    """A policy that notes how long each inference takes. The clock is given, so that tests can hold it."""
-
-    def __init__(self, policy: ChunkPolicy, clock: Callable[[], float]) -> None:
-        self._policy = policy
-        self._clock = clock
-        self.durations_s: deque[float] = deque(maxlen=WINDOW)
-
-    @property
-    def spec(self) -> PolicySpec:
-        """What the policy reads and writes."""
-        return self._policy.spec
-
-    @property
-    def noise_shape(self) -> tuple[int, ...]:
-        """Shape of one inference's noise."""
-        return self._policy.noise_shape
-
-    def infer(
-        self,
-        observation: NDArray[Any],
-        noise: NDArray[Any],
-        previous: NDArray[Any] | None = None,
-        committed: Committed | None = None,
-    ) -> Array:
-        """Infers and notes the duration; see :class:`otpr_policy.chunk.ChunkPolicy`."""
-        read: dict[str, Any] = {"previous": previous, "committed": committed}
-        given = {name: value for name, value in read.items() if value is not None}
-        start = self._clock()
-        action = self._policy.infer(observation, noise, **given)
-        self.durations_s.append(self._clock() - start)
-        return action

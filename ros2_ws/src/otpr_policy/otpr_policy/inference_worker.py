@@ -213,7 +213,8 @@ class InferenceWorker:
                 chunk, error = None, raised
             ended_s = self._clock()
             with self._changed:
-                self.durations_s.append(ended_s - started_s)
+                if error is None:
+                    self.durations_s.append(ended_s - started_s)
                 self._results.append(ChunkResult(request, chunk, error, ended_s - submitted_s))
                 self._idle.append(lane)
                 self._changed.notify_all()

@@ -2,9 +2,13 @@
 """Calls of a node's services, from a process that does nothing else."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import rclpy
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -22,6 +26,16 @@ def engage(node: str, allowed: bool, timeout_s: float) -> str:
 def reset(node: str, timeout_s: float) -> str:
     """Clears a stop. Returns what the node says; raises OtprError when it refuses."""
     return _answer(f"{node}/reset", Trigger, Trigger.Request(), timeout_s)
+
+
+def load(node: str, artifact: Path, timeout_s: float) -> str:
+    """Lets another policy file take over. Returns what the node says; raises OtprError when it keeps the old one."""
+    value = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=str(artifact))
+    request = SetParameters.Request(parameters=[ParameterMessage(name="policy", value=value)])
+    (result,) = call(SetParameters, f"{node}/set_parameters", request, timeout_s).results
+    if not result.successful:
+        raise OtprError(f"{node} does not take the parameter 'policy': {result.reason}")
+    return _answer(f"{node}/load", Trigger, Trigger.Request(), timeout_s)
 
 
 def _answer(service: str, kind: Any, request: Any, timeout_s: float) -> str:
