@@ -23,6 +23,7 @@ def _arguments(parser: ArgumentParser) -> None:
         "--foreign", action="store_true", help="read what the format itself says, though otpr keeps a copy of its own in it"
     )
     parser.add_argument("--lerobot-python", type=Path, metavar="PATH", help="Python interpreter that has lerobot installed")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out recordings that cannot be used, and name them")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at --out")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -38,6 +39,7 @@ def _run(arguments: Namespace) -> int:
         foreign=arguments.foreign,
         overwrite=arguments.overwrite,
         lerobot_python=arguments.lerobot_python,
+        skip_bad=arguments.skip_bad,
     )
     demos = convert(request)
     summary = {

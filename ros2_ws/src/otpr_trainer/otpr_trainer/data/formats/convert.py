@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From any format to any other, by way of a demonstration set in memory."""
 
+import sys
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -34,6 +35,7 @@ class Request:
         foreign: read what a format itself says, though the file has a copy of ours.
         overwrite: replace what is at ``target``.
         lerobot_python: interpreter that has lerobot.
+        skip_bad: leave out recordings that cannot be used, and say so on standard error.
     """
 
     source: Path
@@ -45,6 +47,7 @@ class Request:
     foreign: bool = False
     overwrite: bool = False
     lerobot_python: Path | None = None
+    skip_bad: bool = False
 
 
 def convert(request: Request) -> Demonstrations:
@@ -87,10 +90,14 @@ def read(request: Request) -> Demonstrations:
     else:
         from otpr_trainer.data.formats.recordings import read_recordings
 
-        demos = read_recordings(request.source, request.task)
+        demos = read_recordings(request.source, request.task, _say if request.skip_bad else None)
     if request.task is not None and demos.header.task != request.task:
         raise DemonstrationError(f"{request.source} holds demonstrations of {demos.header.task!r}, not {request.task!r}")
     return demos
+
+
+def _say(reason: str) -> None:
+    print(f"left out: {reason}", file=sys.stderr)
 
 
 def detect(source: Path) -> Format:

@@ -7,7 +7,7 @@ action is the difference of the two, and the node's own bounds are applied to it
 the recording is refused by field and time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +42,13 @@ class Sample:
     values: Array
 
 
-def read_recordings(path: Path, task: str | None = None) -> Demonstrations:
+def read_recordings(path: Path, task: str | None = None, skipped: Callable[[str], None] | None = None) -> Demonstrations:
     """Reads one recording, or every recording in a folder. Those that the operator judged a success become demonstrations.
 
     Args:
         path: a recording's directory or .mcap file, or a folder of recordings.
         task: name of our task; by default the one that the robot's contract says its twin plays.
+        skipped: told why a recording cannot be used, which is then left out; None makes the first such an error.
 
     Raises:
         RecordingError: a file is no recording of ours.
@@ -63,10 +64,19 @@ def read_recordings(path: Path, task: str | None = None) -> Demonstrations:
     if not kept:
         verdicts = ", ".join(sorted({recording.verdict.value for recording in recordings}))
         raise DemonstrationError(f"none of the {len(recordings)} recordings in {path} was judged a success; they are {verdicts}")
-    episodes = [read_episode(recording, number, spec) for number, recording in kept]
+    episodes = []
+    for number, recording in kept:
+        try:
+            episodes.append(read_episode(recording, number, spec))
+        except DemonstrationError as error:
+            if skipped is None:
+                raise
+            skipped(str(error))
+    if not episodes:
+        raise DemonstrationError(f"none of the {len(kept)} successes in {path} can be used")
     robots = ", ".join(sorted({recording.contract.robot for _, recording in kept}))
     source: dict[str, float | str] = {"kind": "mcap", "robot": robots, "folder": Path(path).resolve().name}
-    count = len(kept)
+    count = len(episodes)
     header = Header(spec.name, spec.observation, spec.action, spec.control_rate_hz, source, 0, count, len(recordings), count)
     return Demonstrations(header, tuple(episodes))
 
