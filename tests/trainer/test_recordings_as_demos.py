@@ -271,3 +271,16 @@ def test_an_episode_that_is_an_operators_alone_is_a_demonstration(tmp_path, play
         lines.append(Line(stamp + LATENCY_NS, "/policy_node/commander", messages.text(label)))
     (episode,) = read_recordings(record(tmp_path / "own", lines)).episodes
     assert episode.operator is None
+
+
+def test_a_bad_recording_stops_the_conversion_or_is_left_out_by_name(tmp_path, played, capsys):
+    record(tmp_path / "all" / "bad", without(played[0], "/target_pose", 0.3, 0.41))
+    record(tmp_path / "all" / "good", played[0])
+    with pytest.raises(DemonstrationError, match="bad: no command for"):
+        convert(Request(tmp_path / "all", tmp_path / "demos", Format.DEMOS))
+    assert not (tmp_path / "demos").exists()
+    demos = convert(Request(tmp_path / "all", tmp_path / "demos", Format.DEMOS, skip_bad=True))
+    assert [episode.attempt for episode in demos.episodes] == [1] and (demos.header.kept, demos.header.attempts) == (1, 2)
+    assert capsys.readouterr().err.startswith("left out: bad: no command for 0.200 s")
+    with pytest.raises(DemonstrationError, match="none of the 1 successes"):
+        convert(Request(tmp_path / "all" / "bad", tmp_path / "other", Format.DEMOS, skip_bad=True))
