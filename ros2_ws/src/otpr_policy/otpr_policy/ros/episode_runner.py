@@ -31,6 +31,7 @@ _POLL_S = 0.05
 _CALL_TIMEOUT_S = 10.0
 _AFTER_SUCCESS_S = 0.3
 _LOCKSTEP_WALL_LIMIT_S = 300.0
+_LOCKSTEP_HOLD_S = 3.0  # a state may be lost and is sent again every half second; a hold that outlasts this is for good
 
 
 SUCCESS, HORIZON, OPERATOR = "success", "horizon", "operator"  # how an episode ends that the policy node did not stop; the last by a person
@@ -44,7 +45,8 @@ class Outcome:
         episode: the twin's number of it; 0 on a real robot.
         success: whether the twin saw the task solved; False on a real robot, which cannot tell.
         seconds: from engaging to the end, on the task's clock.
-        ended: :data:`SUCCESS`, :data:`HORIZON`, :data:`OPERATOR`, or the state of the policy node with the reason why it stopped.
+        ended: :data:`SUCCESS`, :data:`HORIZON`, :data:`OPERATOR`, or the state of the policy node with the reason why it stopped,
+            or holds for good, as it does in lockstep.
     """
 
     episode: int
@@ -77,6 +79,7 @@ class EpisodeRunner:
         self.engaged = False  # whether the newest episode got as far as that
         self.artifact: dict[str, str] = {}  # what the policy node says it runs
         self._simulated_s = 0.0
+        self._moved_s = time.monotonic()  # when simulated time last moved
         self.diagnostics: dict[str, dict[str, str]] = {}  # status name -> its newest values
         self._engage_client = self._node.create_client(SetBool, "/policy_node/engage")
         self._clear_client = self._node.create_client(Trigger, "/policy_node/reset")
@@ -109,10 +112,10 @@ class EpisodeRunner:
         self.engaged = False
         self._engage()
         self.engaged = True
+        start_s = self._now_s()
         try:
             # The answer may have come from another node of the name, one that was about to end: the state tells.
             self._wait_for(lambda: not self._disengaged(), _CALL_TIMEOUT_S, "the policy node to be engaged, as it said it was")
-            start_s = self._now_s()
             limit_s = _LOCKSTEP_WALL_LIMIT_S if self._lockstep else self._horizon_s + _CALL_TIMEOUT_S
             endings: list[str] = []
 
@@ -166,6 +169,8 @@ class EpisodeRunner:
             return self._policy_state
         if self._disengaged():
             return OPERATOR
+        if self._lockstep and self._policy_state.startswith(State.HOLD.value) and time.monotonic() - self._moved_s > _LOCKSTEP_HOLD_S:
+            return self._policy_state  # time passes by commands alone, so nothing that is wrong can pass by itself
         return HORIZON if self._now_s() - start_s >= self._horizon_s else None
 
     def _disengaged(self) -> bool:
@@ -202,7 +207,10 @@ class EpisodeRunner:
         self._policy_state = message.data
 
     def _on_clock(self, message: Clock) -> None:
-        self._simulated_s = stamp_to_ns(message.clock) / 1e9
+        now_s = stamp_to_ns(message.clock) / 1e9
+        if now_s != self._simulated_s:
+            self._moved_s = time.monotonic()
+        self._simulated_s = now_s
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
