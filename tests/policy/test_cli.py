@@ -197,3 +197,18 @@ def test_a_reader_that_goes_away_is_no_traceback(unbuffered: str) -> None:
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_help_says_a_default_where_there_is_one_to_say(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--count", type=int, default=3, help="how often")
+        parser.add_argument("--where", help="a place")
+        parser.add_argument("--name", default="", help="a word")
+        parser.add_argument("--loud", action="store_true", help="a switch")
+        parser.add_argument("--own", default=5, help="says it by itself (default: five)")
+
+    install(play=Command("plays", add_arguments, lambda _: 0))
+    with pytest.raises(SystemExit):
+        cli.main(["play", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "how often (default: 3)" in shown and "(default: five)" in shown and shown.count("(default") == 2

@@ -82,6 +82,13 @@ def _dispatch(words: list[str]) -> int:
     raise OtprError(unknown("command", words[0], {name[0] for name in commands}))
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Says the default where there is one to say: not of a switch, and not None or nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, "") or "(default" in (action.help or "") else super()._get_help_string(action)
+
+
 def _run(entry: EntryPoint, name: list[str], arguments: list[str]) -> int:
     try:
         command: Command = entry.load()
@@ -92,7 +99,7 @@ def _run(entry: EntryPoint, name: list[str], arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"otpr {' '.join(name)}",
         description=command.help,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,  # an abbreviation that works today would become ambiguous with a new option
     )
     command.add_arguments(parser)
@@ -111,7 +118,7 @@ def _print_overview(commands: dict[tuple[str, ...], EntryPoint]) -> None:
             text = entry.load().help
         except Exception as error:  # whatever breaks one package must not take the others' help away
             text = f"(cannot be loaded: {error})"
-        print(f"  {' '.join(name):<16} {text.splitlines()[0]}")
+        print(f"  {' '.join(name):<17} {text.splitlines()[0]}")
 
 
 if __name__ == "__main__":
