@@ -17,9 +17,10 @@ from pathlib import Path
 
 from otpr_policy.errors import OtprError
 from otpr_policy.files import write_text
+from otpr_policy.machine import machine
 from otpr_trainer.bridge_sources import KINDS
 from otpr_trainer.compare.jobs import PLACE, Job, Kind
-from otpr_trainer.compare.records import Records, locked, machine
+from otpr_trainer.compare.records import Records, locked
 from otpr_trainer.compare.runner import Runner
 from otpr_trainer.interpolant import FORMS
 

@@ -37,7 +37,7 @@ TARGETS = {
     "watchdog": ("test_watchdog.py",),
     "dead_man": ("test_dead_man.py",),
     "safety": ("test_safety.py", "test_control.py"),
-    "rate": ("test_rate.py", "test_control.py"),
+    "rate": ("test_rate.py", "test_rate_fuzz.py", "test_control.py"),
     "control": ("test_control.py",),
 }
 # Imported once, before the first fork; nothing of ours, whose modules the mutants replace.

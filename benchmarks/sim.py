@@ -31,10 +31,11 @@ from otpr_policy.rotation import matrix_to_columns, rotation_vector_to_matrix
 from otpr_policy.spec import Array, Field, VectorSpec
 from otpr_sim import registry
 from otpr_sim.env import Stepping, TaskSpec
-from otpr_sim.robosuite_env import FINGER_RANGE, FINGER_SIGNS, RobosuiteEnv, robosuite
+from otpr_sim.robosuite_env import FINGER_SIGNS, RobosuiteEnv, robosuite
 from otpr_sim.scene import Scene
 from otpr_sim.stepping import PHYSICS, TESTED_VERSIONS, make_stepper
 from otpr_sim.tasks import lift
+from otpr_sim.tasks.panda import FINGER_RANGE
 
 SCENES: dict[str, dict[str, str]] = {  # robosuite's name, and the body of each object
     "Lift": {"cube": "cube_main"},

@@ -3,7 +3,7 @@
 
     ros2 launch otpr bringup.launch.py policy:=policies/lift.onnx
 
-What is started is the table in ``otpr_policy.bringup``; this file says it in the words of ``launch``.
+What is started is a table in ``otpr_policy.bringup``; this file says it in the words of ``launch``, for the other launch files too.
 """
 
 import sys
@@ -17,14 +17,19 @@ from launch.substitutions import EnvironmentVariable, LaunchConfiguration, NotEq
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
-from otpr_policy.bringup import ARGUMENTS, ENVIRONMENT, NODES, Argument, EnvironmentDefault, FromArgument, Kind, NodeRow, Unless
+from otpr_policy.bringup import BRINGUP, Argument, EnvironmentDefault, FromArgument, Kind, NodeRow, Table, Unless
 
 _TYPES = {Kind.TEXT: str, Kind.BOOL: bool}
 
 
 def generate_launch_description() -> LaunchDescription:
     """Entry point of ``ros2 launch``."""
-    return LaunchDescription([*map(_declare, ARGUMENTS), *map(_default, ENVIRONMENT), *map(_node, NODES)])
+    return describe(BRINGUP)
+
+
+def describe(table: Table) -> LaunchDescription:
+    """A table as a launch description."""
+    return LaunchDescription([*map(_declare, table.arguments), *map(_default, table.environment), *map(_node, table.nodes)])
 
 
 def _declare(argument: Argument) -> Action:
@@ -57,9 +62,11 @@ def _node(row: NodeRow) -> Action:
     )
 
 
-def _value(source: FromArgument | bool) -> ParameterValue | bool:
+def _value(source: FromArgument | bool | str) -> ParameterValue | bool:
     if isinstance(source, bool):
         return source
+    if isinstance(source, str):
+        return ParameterValue(source, value_type=str)
     return ParameterValue(LaunchConfiguration(source.argument), value_type=_TYPES[source.kind])
 
 

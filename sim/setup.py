@@ -17,7 +17,7 @@ setup(
     package_data={PACKAGE: ["py.typed"]},
     python_requires=">=3.10",
     # robosuite is left out on purpose: its own metadata does not install everywhere, see requirements/sim-nodeps.txt.
-    install_requires=["llvmlite", "mujoco", "numba", "numpy", "otpr_policy", "Pillow", "tqdm"],
+    install_requires=["glfw", "llvmlite", "matplotlib", "mujoco", "numba", "numpy", "otpr_policy", "Pillow", "tqdm"],
     extras_require={"gym": ["gymnasium"], "video": ["av"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
@@ -27,7 +27,11 @@ setup(
     ],
     entry_points={
         "otpr.checks": ["simulation = otpr_sim.checks:findings"],
-        "otpr.commands": ["demo = otpr_sim.commands.demo:COMMAND", "tasks = otpr_sim.commands.tasks:COMMAND"],
+        "otpr.commands": [
+            "demo = otpr_sim.commands.demo:COMMAND",
+            "rehearse = otpr_sim.commands.rehearse:COMMAND",
+            "tasks = otpr_sim.commands.tasks:COMMAND",
+        ],
     },
     zip_safe=False,
 )

@@ -41,11 +41,29 @@ class PointEnv:
         success = abs(self._position) < 0.05
         return StepResult(self._observe(), float(success), success, not success and self._steps >= SPEC.horizon, success)
 
+    @property
+    def ended(self) -> bool:
+        return self._steps >= SPEC.horizon
+
+    def state(self) -> Array:
+        return np.array([self._position])
+
     def close(self) -> None:
         """Nothing to free."""
 
     def _observe(self) -> dict[str, Array]:
         return {"position": np.array([self._position]), "temperature": np.array([20.0, 20.0])}
+
+
+class PointExpert:
+    """Goes to the origin, a little off each time; as a user would bring an expert."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def act(self, observation: dict[str, Array]) -> Array:
+        move = -observation["position"][0] + 0.02 * self._rng.standard_normal()
+        return np.array([np.clip(move, -0.2, 0.2), 0.01 * self._rng.standard_normal()])
 
 
 def make_env(task: str) -> PointEnv:

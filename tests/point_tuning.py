@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dql": {**SMALL, **SMALL_CRITIC, "actor_start": 0},
     "qsm": {**SMALL, **SMALL_CRITIC, "actor_start": 0},
     "dipo": {**SMALL, **SMALL_CRITIC, "actor_start": 0, "action_steps": 3},
+    "ddiffpg": {**SMALL, **SMALL_VALUE, "actor_start": 0, "action_steps": 3, "cluster_every": 40},
     "qvpo": {**SMALL, **SMALL_CRITIC, "actor_start": 0, "states": 4, "samples": 3, "uniform_samples": 2},
     "ars": SMALL_ARS,
     "dsrl": {**SMALL_PLAY, **SMALL_SAC, "sampling_steps": 2},

@@ -23,13 +23,15 @@ BELOW = {
     "otpr_policy": set(),
     "otpr_sim": {"otpr_policy"},
     "otpr_trainer": {"otpr_policy", "otpr_sim"},
-    "launch": {"otpr_policy"},
+    "launch": {"otpr_operator", "otpr_policy"},
 }
 # Where a library may be imported, as a pattern of the path below the package's parent.
 HOMES = {
     "av": r"otpr_sim/video\.py$",
     "gymnasium": r"otpr_sim/gym_env\.py$",
     "gymnasium_robotics": r"otpr_sim/gym_env\.py$",
+    "h5py": r"otpr_trainer/data/formats/hdf5\.py$",
+    "lerobot": r"otpr_trainer/data/formats/lerobot_bridge\.py$",
     "torch": r"otpr_trainer/",
     "ot": r"otpr_trainer/transport\.py$",
     "mujoco": r"otpr_sim/",
@@ -140,7 +142,7 @@ def test_a_wrong_import_is_caught(where: str, source: str) -> None:
     [
         ("otpr_policy/ros/node.py", "import rclpy\nfrom sensor_msgs.msg import JointState\nfrom otpr_policy.spec import Field"),
         ("otpr_sim/ros/twin.py", "from otpr_policy.ros.messages import decode"),
-        ("otpr_sim/commands/demo.py", "from otpr_sim.ros.episode_runner import EpisodeRunner"),
+        ("otpr_sim/commands/demo.py", "from otpr_policy.ros.episode_runner import EpisodeRunner"),
         ("otpr_sim/robosuite_env.py", "import robosuite, mujoco, numba"),
         ("otpr_trainer/transport.py", "import ot\nimport torch\nfrom otpr_sim import env"),
         ("launch/bringup.launch.py", "from launch import LaunchDescription\nfrom otpr_policy.bringup import NODES"),
@@ -185,6 +187,7 @@ def test_a_safe_call_is_allowed(source: str) -> None:
     ("module", "blocked"),
     [
         ("otpr_policy.ros.node", ["torch", "ot", "mujoco", "robosuite", "numba", "scipy", "otpr_sim", "otpr_trainer"]),
+        ("otpr_operator.ros.teleop", ["torch", "ot", "mujoco", "robosuite", "numba", "otpr_sim", "otpr_trainer"]),
         ("otpr_operator.ros.recorder", ["torch", "ot", "mujoco", "robosuite", "numba", "otpr_sim", "otpr_trainer"]),
         ("otpr_sim.ros.twin", ["torch", "ot", "otpr_trainer"]),
     ],

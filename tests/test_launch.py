@@ -6,7 +6,6 @@ where they are there, the last tests run the real thing.
 """
 
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -15,79 +14,68 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise, product
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import tiny_policy
 import yaml
+from launch_stand_in import Call, evaluate, recorded
 
 from otpr_policy import bringup
 
-LAUNCH_FILE = Path(__file__).resolve().parent.parent / "launch/bringup.launch.py"
+LAUNCH = Path(__file__).resolve().parent.parent / "launch"
+LAUNCH_FILE = LAUNCH / "bringup.launch.py"
+TABLES = {"bringup.launch.py": bringup.BRINGUP, "teleop.launch.py": bringup.TELEOP}
 NO_LAUNCH_ROS = "launch_ros is not on PyPI; this runs on a machine that has ROS 2"
 ROS2 = shutil.which("ros2", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-
-
-class Call:
-    """A recorded call of something in ``launch``: its arguments; what was called is the class."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.args, self.kwargs = args, kwargs
-
-    @property
-    def name(self) -> str:
-        """What was called."""
-        return type(self).__name__
-
-
-class StandIn(ModuleType):
-    """A module that has every class one asks for, each of which records its call."""
-
-    def __getattr__(self, name: str) -> type[Call]:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (Call,), {})
 
 
 @pytest.fixture
 def actions(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """What the launch file makes, recorded."""
-    modules = ["launch", *(f"launch.{name}" for name in ("action", "actions", "condition", "conditions", "substitutions"))]
-    for name in [*modules, "launch_ros", "launch_ros.actions", "launch_ros.parameter_descriptions"]:
-        monkeypatch.setitem(sys.modules, name, StandIn(name))
-    description = runpy.run_path(str(LAUNCH_FILE))["generate_launch_description"]()
-    assert description.name == "LaunchDescription"
-    return list(description.args[0])
+    return recorded(LAUNCH_FILE, monkeypatch)
 
 
-def evaluate(value: Any, arguments: dict[str, str]) -> Any:
-    """What a recorded substitution or condition stands for, with these launch arguments."""
-    if not isinstance(value, Call):
-        return value
-    inner = [evaluate(argument, arguments) for argument in value.args]
-    match value.name:
-        case "LaunchConfiguration":
-            return arguments[inner[0]]
-        case "ParameterValue":
-            return inner[0] == "true" if value.kwargs["value_type"] is bool else value.kwargs["value_type"](inner[0])
-        case "NotEqualsSubstitution":
-            return inner[0] != inner[1]
-        case "IfCondition":
-            return inner[0]
-    raise AssertionError(f"the launch file uses {value.name}, which this test does not know")
-
-
-def test_the_launch_file_declares_the_arguments_of_the_table(actions: list[Call]) -> None:
+@pytest.mark.parametrize("name", TABLES)
+def test_a_launch_file_declares_the_arguments_of_its_table(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    actions = recorded(LAUNCH / name, monkeypatch)
     declared = [action for action in actions if action.name == "DeclareLaunchArgument"]
     assert [
         (*action.args, action.kwargs["default_value"], action.kwargs["description"], action.kwargs["choices"]) for action in declared
-    ] == [(argument.name, argument.default, argument.description, argument.choices or None) for argument in bringup.ARGUMENTS]
+    ] == [(argument.name, argument.default, argument.description, argument.choices or None) for argument in TABLES[name].arguments]
 
 
-@pytest.mark.parametrize(("sim", "record", "use_sim_time"), list(product(["true", "false"], ["", "episodes"], ["true", "false"])))
-def test_launch_file_and_command_start_the_same_processes(actions: list[Call], sim: str, record: str, use_sim_time: str) -> None:
-    given = {"policy": "a policy.onnx", "robot": "007", "sim": sim, "record": record, "use_sim_time": use_sim_time, "log_level": "warn"}
+@pytest.mark.parametrize(("sim", "record", "flag"), list(product(["true", "false"], ["", "episodes"], ["true", "false"])))
+def test_launch_file_and_command_start_the_same_processes(actions: list[Call], sim: str, record: str, flag: str) -> None:
+    given = {"policy": "a policy.onnx", "robot": "007", "sim": sim, "record": record, "log_level": "warn"}
+    given |= {"use_sim_time": flag, "view": flag}
+    assert_alike(actions, given, bringup.BRINGUP)
+
+
+@pytest.mark.parametrize(("shadow", "device", "record"), list(product(["", "b.onnx"], ["none", "gamepad"], ["", "episodes"])))
+def test_teleop_by_launch_and_by_command_starts_the_same_processes(
+    shadow: str, device: str, record: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {
+        "mode": "command",
+        "policy": "a.onnx",
+        "shadow": shadow,
+        "report": "r.json",
+        "device": device,
+        "joy_map": "",
+        "robot": "007",
+        "sim": "true",
+        "record": record,
+        "use_sim_time": "false",
+        "view": "false",
+        "log_level": "warn",
+    }
+    assert_alike(recorded(LAUNCH / "teleop.launch.py", monkeypatch), given, bringup.TELEOP)
+    started = [process.name for process in bringup.processes(given, table=bringup.TELEOP)]
+    expected = {"policy_node": True, "shadow_node": bool(shadow), "twin": True, "recorder": bool(record), "teleop": device != "none"}
+    assert started == [name for name, is_started in expected.items() if is_started]
+
+
+def assert_alike(actions: list[Call], given: dict[str, str], table: bringup.Table) -> None:
     by_launch = []
     for node in (action for action in actions if action.name == "Node"):
         if node.kwargs["condition"] is None or evaluate(node.kwargs["condition"], given):
@@ -96,7 +84,7 @@ def test_launch_file_and_command_start_the_same_processes(actions: list[Call], s
             values = {name: evaluate(value, given) for name, value in parameters.items()}
             by_launch.append((node.kwargs["name"], [node.kwargs["executable"], *node.kwargs["arguments"]], values))
     by_command = []
-    for process in bringup.processes(given):
+    for process in bringup.processes(given, table=table):
         words = list(process.argv)
         by_command.append((process.name, words[: words.index("--ros-args")], dict(ros_parameters(words))))
     assert by_launch == by_command

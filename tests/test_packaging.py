@@ -29,6 +29,7 @@ FOLDERS = {
 }
 EXECUTABLES = {
     "otpr_operator/recorder": "otpr_operator.ros.recorder",
+    "otpr_operator/teleop": "otpr_operator.ros.teleop",
     "otpr_policy/policy_node": "otpr_policy.ros.node",
     "otpr_sim/twin": "otpr_sim.ros.twin",
 }
@@ -104,6 +105,7 @@ def test_wheels_bring_launch_files_contracts_and_markers(prefix: Path) -> None:
     assert ROBOTS
     assert sorted(path.name for path in (prefix / "share/otpr/launch").glob("*.py")) == LAUNCH_FILES
     assert sorted(path.name for path in (prefix / "share/otpr/config/robots").iterdir()) == ROBOTS
+    assert sorted(path.name for path in (prefix / "share/otpr/config/foxglove").iterdir()) == ["otpr.json"]
     for package in FOLDERS:
         assert (prefix / "share/ament_index/resource_index/packages" / package).is_file(), package
         assert (prefix / "share" / package / "package.xml").is_file(), package

@@ -10,14 +10,17 @@ meets the same physics as one that is evaluated directly.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from otpr_policy.command import CartesianTarget, delta_to_target
-from otpr_policy.errors import SpecError, TaskError
+from otpr_policy.errors import EnvironmentSetupError, SpecError, TaskError
 from otpr_policy.spec import Array, VectorSpec
+
+if TYPE_CHECKING:
+    from otpr_sim.live_view import LiveView
 
 Env = TypeVar("Env", bound="TaskEnv")
 
@@ -219,6 +222,10 @@ class RobotEnv(TaskEnv):
     @abstractmethod
     def time_s(self) -> float:
         """Simulated seconds since reset."""
+
+    def view(self) -> "LiveView":
+        """Opens a window that shows the simulation. Raises EnvironmentSetupError when this machine or simulation cannot."""
+        raise EnvironmentSetupError(f"the simulation of task {self.spec.name!r} has no viewer")
 
     def _step(self, action: Array) -> StepResult:
         self.set_target(delta_to_target(self.observe(), self.spec.action.split(action)))

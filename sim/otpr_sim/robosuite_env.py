@@ -20,9 +20,11 @@ from otpr_policy.errors import SpecError
 from otpr_policy.rotation import matrix_to_columns, matrix_to_quaternion, quaternion_to_matrix
 from otpr_policy.spec import Array
 from otpr_sim.env import Pose, Stepping, TaskSpec
+from otpr_sim.live_view import LiveView
 from otpr_sim.scene import Scene
 from otpr_sim.shift import ShiftableEnv
 from otpr_sim.stepping import PHYSICS, make_stepper
+from otpr_sim.tasks.panda import FINGER_RANGE, FINGER_SLEW, FINGER_START
 
 _EXPECTED_MESSAGES = (
     "No private macro file found",
@@ -58,8 +60,6 @@ with _mujoco_gl_kept():
     import robosuite
 
 FINGER_SIGNS = np.array([1.0, -1.0])  # robosuite's second finger joint runs from -0.04 to 0 m; the real hand's from 0 to 0.04 m
-FINGER_RANGE = 0.04  # m
-FINGER_SLEW = 0.004  # m per command: robosuite moves its normalised gripper action by 0.2 of the half range
 BOX_DENSITY = 1000.0  # kg/m^3, of robosuite's boxes
 
 
@@ -129,7 +129,7 @@ class RobosuiteEnv(ShiftableEnv):
         self._data.qacc_warmstart[:] = 0.0
         self._stepper.start_episode()
         self.steps = 0
-        self._finger_setpoint = FINGER_RANGE / 2
+        self._finger_setpoint = FINGER_START
         self._set_finger_goal()
         self.hold()
         return self.observe()
@@ -142,6 +142,16 @@ class RobosuiteEnv(ShiftableEnv):
     def time_s(self) -> float:
         """See TaskEnv."""
         return float(self._data.time)
+
+    @property
+    def scene(self) -> Scene:
+        """MuJoCo's names of what the task is about."""
+        return self._scene
+
+    @property
+    def robosuite(self) -> Any:
+        """Robosuite's own environment, for what only it knows: its observation layout, its model file, its controller's settings."""
+        return self._env
 
     # The robot
 
@@ -278,6 +288,10 @@ class RobosuiteEnv(ShiftableEnv):
         if self._renderer is None:
             self._renderer = SceneRenderer(self._model)
         return self._renderer.render(self._data, width, height)
+
+    def view(self) -> LiveView:
+        """See RobotEnv."""
+        return LiveView(self._model, self._data)
 
     def close(self) -> None:
         """See TaskEnv."""

@@ -24,6 +24,9 @@ class Shift:
         friction: range of the factor on the friction of every contact, drawn per episode.
         noise_m: standard deviation of the noise on measured positions: hand, fingers, objects [m].
         noise_rad: standard deviation of the noise on measured rotations, about each axis [rad].
+        calibration_m: how far off the measured positions of all objects are, the same way for an episode, in a random direction [m].
+        calibration_rad: how far the camera's frame is turned against the robot's base about a random axis; turns measured objects about
+            the base, so that those half a metre away are off by half of this in metres [rad].
         action_delay: from a command to its effect, in control steps; may be a fraction.
         push_rate_hz: mean number of pushes against the hand per second.
         push_n: force of a push, in a random direction [N].
@@ -38,13 +41,15 @@ class Shift:
     friction: Range = (1.0, 1.0)
     noise_m: float = 0.0
     noise_rad: float = 0.0
+    calibration_m: float = 0.0
+    calibration_rad: float = 0.0
     action_delay: float = 0.0
     push_rate_hz: float = 0.0
     push_n: float = 0.0
     push_steps: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("noise_m", "noise_rad", "action_delay", "push_rate_hz", "push_n"):
+        for name in ("noise_m", "noise_rad", "calibration_m", "calibration_rad", "action_delay", "push_rate_hz", "push_n"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0.0):
                 raise TaskError(f"{name} of a shift must be a number of at least 0, got {getattr(self, name)}")
         if not (np.isfinite(self.start_region) and self.start_region > 0.0):

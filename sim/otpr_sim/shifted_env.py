@@ -4,6 +4,7 @@
 from collections import deque
 from enum import IntEnum
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from otpr_policy.spec import Array
 from otpr_sim.env import Pose, RobotEnv
 from otpr_sim.shift import Shift, ShiftableEnv
 
+if TYPE_CHECKING:
+    from otpr_sim.live_view import LiveView
+
 WAITING_SIZE = 9  # of a command that waits: due substep, position, quaternion, finger position
 
 
@@ -24,6 +28,7 @@ class _Draw(IntEnum):
     DYNAMICS = 0
     NOISE = 1
     PUSH = 2
+    CALIBRATION = 3
 
 
 class ShiftedEnv(RobotEnv):
@@ -55,6 +60,7 @@ class ShiftedEnv(RobotEnv):
         """See TaskEnv. The wrapped environment draws what it draws without a shift."""
         self._seed = seed
         self._scale_dynamics()
+        self._draw_calibration()
         self._env.reset(seed)
         self._substep = 0
         self._waiting: deque[tuple[int, CartesianTarget]] = deque()
@@ -127,14 +133,14 @@ class ShiftedEnv(RobotEnv):
         return self._measured(self._env.ee_pose(), 0)
 
     def object_poses(self) -> dict[str, Pose]:
-        """See TaskEnv; with noise."""
+        """See TaskEnv; as a camera that is not quite where it is thought to be sees them, with noise."""
         poses = self._env.object_poses()
-        return {name: self._measured(pose, index + 1) for index, (name, pose) in enumerate(poses.items())}
+        return {name: self._measured(self._seen(pose), index + 1) for index, (name, pose) in enumerate(poses.items())}
 
     def observe(self) -> dict[str, Array]:
         """See TaskEnv; with noise, the same as on the robot's side."""
         observation = self._env.observe()
-        if self._shift.noise_m == self._shift.noise_rad == 0.0:
+        if self._exact and self._calibrated:
             return observation
         observation["gripper_position"] = self.joint_positions()[-2:]
         for name, pose in {"ee": self.ee_pose(), **self.object_poses()}.items():
@@ -142,6 +148,16 @@ class ShiftedEnv(RobotEnv):
             if f"{name}_rotation" in observation:
                 observation[f"{name}_rotation"] = matrix_to_columns(quaternion_to_matrix(pose.quaternion))
         return observation
+
+    @property
+    def _exact(self) -> bool:
+        """Whether measurements have no noise."""
+        return self._shift.noise_m == self._shift.noise_rad == 0.0
+
+    @property
+    def _calibrated(self) -> bool:
+        """Whether the camera is where it is thought to be."""
+        return self._shift.calibration_m == self._shift.calibration_rad == 0.0
 
     @property
     def _noise(self) -> Array:
@@ -153,7 +169,7 @@ class ShiftedEnv(RobotEnv):
         return 1 + len(self._env.object_poses())
 
     def _measured(self, pose: Pose, index: int) -> Pose:
-        if self._shift.noise_m == self._shift.noise_rad == 0.0:
+        if self._exact:
             return pose
         noise = self._noise[2 + 6 * index :][:6]
         turn = rotation_vector_to_matrix(self._shift.noise_rad * noise[3:])
@@ -161,6 +177,19 @@ class ShiftedEnv(RobotEnv):
             pose.position + self._shift.noise_m * noise[:3],
             matrix_to_quaternion(turn @ quaternion_to_matrix(pose.quaternion)),
         )
+
+    def _seen(self, pose: Pose) -> Pose:
+        """An object's pose through the camera's wrong calibration: turned about the base, then moved."""
+        if self._calibrated:
+            return pose
+        rotation = self._camera_turn @ quaternion_to_matrix(pose.quaternion)
+        return Pose(self._camera_turn @ pose.position + self._camera_offset, matrix_to_quaternion(rotation))
+
+    def _draw_calibration(self) -> None:
+        directions = self._rng(_Draw.CALIBRATION).standard_normal((2, 3))
+        offset, axis = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        self._camera_offset = self._shift.calibration_m * offset
+        self._camera_turn = rotation_vector_to_matrix(self._shift.calibration_rad * axis)
 
     # The state
 
@@ -181,6 +210,7 @@ class ShiftedEnv(RobotEnv):
         inner, (high, low, substep), waiting = np.split(np.asarray(state, dtype=np.float64), [split, split + 3])
         self._seed = (int(high) << 32) + int(low)
         self._scale_dynamics()
+        self._draw_calibration()
         self._env.set_state(inner)
         self.steps = self._env.steps
         self._substep = int(substep)
@@ -201,6 +231,10 @@ class ShiftedEnv(RobotEnv):
     def render(self, width: int, height: int) -> NDArray[np.uint8]:
         """See TaskEnv."""
         return self._env.render(width, height)
+
+    def view(self) -> "LiveView":
+        """See RobotEnv; shows what is, not what is measured."""
+        return self._env.view()
 
     def close(self) -> None:
         """See TaskEnv."""

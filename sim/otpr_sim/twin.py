@@ -20,6 +20,7 @@ from otpr_policy.observation import FUTURE_TOLERANCE_NS
 from otpr_policy.spec import Array
 from otpr_sim import registry
 from otpr_sim.env import RobotEnv, episode_seed
+from otpr_sim.shift import NOMINAL, Shift
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,12 @@ class TwinCore:
         self._gripper_is_new = False
 
 
-def make_robot(task: str) -> RobotEnv:
-    """A new environment whose robot a twin can play. Raises TaskError when there is no such task, or no robot in it."""
-    env = registry.make(task)
+def make_robot(task: str, shift: Shift = NOMINAL) -> RobotEnv:
+    """A new environment whose robot a twin can play, under a distribution shift.
+
+    Raises TaskError when there is no such task, no robot in it, or no shift of it.
+    """
+    env = registry.make(task, shift=shift)
     if not isinstance(env, RobotEnv):
         env.close()
         raise TaskError(f"task {task!r} has no robot that a twin can play; it can be trained on and evaluated, not driven through topics")

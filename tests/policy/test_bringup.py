@@ -57,14 +57,14 @@ def test_overrides_add_and_replace_parameters_of_one_node() -> None:
         "noise_seed": 3,
         "pacing": "observation",
     }
-    assert parameters(twin) == {"robot": "panda_twin", "use_sim_time": False, "seed": 7}
+    assert parameters(twin) == {"robot": "panda_twin", "view": False, "use_sim_time": False, "seed": 7}
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ({}, "argument policy must be given"),
-        ({**POLICY, "robto": "panda_twin"}, "unknown argument 'robto'; known: log_level, policy, record, robot, sim, use_sim_time"),
+        ({**POLICY, "robto": "panda_twin"}, "unknown argument 'robto'; known: log_level, policy, record, robot, sim, use_sim_time, view"),
         ({**POLICY, "sim": "maybe"}, "unknown value of sim 'maybe'; known: false, true"),
         ({**POLICY, "log_level": "loud"}, "unknown value of log_level 'loud'; known: debug, error, fatal, info, warn"),
     ],

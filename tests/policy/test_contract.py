@@ -84,7 +84,7 @@ def test_a_source_yields_as_many_numbers_as_its_field_has() -> None:
 @pytest.mark.parametrize(
     ("section", "known"),
     [
-        ("", "dead_man, gripper_command, limits, observations, pose_command, robot, stop_after_s, twin"),
+        ("", "dead_man, gripper_command, limits, observations, pose_command, robot, stop_after_s, teleop, twin"),
         ("observations.ee_position.", "frame, joints, max_age_s, part, reliability, topic, type, unit"),
         ("pose_command.", "frame, topic"),
         ("gripper_command.", "joint, topic"),
@@ -99,7 +99,7 @@ def test_an_unknown_key_is_refused_at_every_level_and_the_known_ones_are_listed(
     assert (section.rstrip(".") or "contract") in str(caught.value)
 
 
-OPTIONAL = {"twin"}
+OPTIONAL = {"twin", "teleop"}
 
 
 @pytest.mark.parametrize("path", [path for path in _keys(DATA) if path not in OPTIONAL and not path.startswith("observations.")])

@@ -18,6 +18,7 @@ from otpr_policy.lanes import SimulatedLanes
 from otpr_policy.limits import Limits
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.rotation import matrix_to_columns
+from otpr_policy.source import PolicySource
 from otpr_policy.spec import Array, PolicySpec
 
 LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05, 2.5, 50.0, 4.0, 80.0, 1.2, 1.0, 0.0)
@@ -64,7 +65,12 @@ class Robot:
         self.policy = Script(**policy)
         self.buffer = ObservationBuffer(self.policy.spec.observation, dict.fromkeys(SAMPLES, 0.1))
         self.loop = ControlLoop(
-            SimulatedLanes(self.policy), self.buffer, limits, stop_after_s, after_release=after_release, measured_finger=measured_finger
+            PolicySource(SimulatedLanes(self.policy)),
+            self.buffer,
+            limits,
+            stop_after_s,
+            after_release=after_release,
+            measured_finger=measured_finger,
         )
         self.now_ns = 1_700_000_000_000_000_000
 

@@ -256,6 +256,19 @@ def test_the_distance_from_the_hand_is_limited_and_measured_after_the_clamp() ->
     assert _target((0.5, 0.0, -0.12), hand=(0.5, 0.0, -0.30))[0] is Band.REJECT
 
 
+def test_a_target_exactly_as_far_as_is_allowed_passes() -> None:
+    limits = replace(LIMITS, max_distance_m=0.125)  # exact in binary
+    assert _target((0.5, 0.0, 0.125), hand=(0.5, 0.0, 0.25), limits=limits)[0] is Band.PASS
+    assert _target((0.5, 0.0, 0.125), hand=(0.5, 0.0, np.nextafter(0.25, 1)), limits=limits)[0] is Band.REJECT
+
+
+def test_a_turn_of_more_than_a_right_angle_is_measured_too() -> None:
+    limits = replace(LIMITS, max_rotation_rad=2.0)
+    for angle, band in ((1.9, Band.PASS), (2.1, Band.REJECT)):
+        turned = Rotation.from_rotvec([0, 0, angle]) * Rotation.from_matrix(DOWN)
+        assert _target(quaternion=turned.as_quat(), limits=limits)[0] is band
+
+
 @pytest.mark.parametrize(
     ("angle", "band"), [(0.0, Band.PASS), (0.899, Band.PASS), (-0.899, Band.PASS), (0.901, Band.REJECT), (3.14, Band.REJECT)]
 )

@@ -79,6 +79,8 @@ def test_a_node_that_dies_ends_the_bringup_with_a_failure_that_names_it(running:
         (["nothing.onnx", "--no-sim"], "nothing.onnx"),
         (["{policy}", "--robot", "pandora"], "unknown robot 'pandora'; known: panda_twin"),
         (["{policy}", "--record", "{taken}"], "taken: it is not a directory"),
+        (["{policy}", "--no-sim", "--view"], "--view shows the simulation"),
+        (["{policy}", "--view"], "neither DISPLAY nor WAYLAND_DISPLAY is set"),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_started(tmp_path: Path, arguments: list[str], says: str) -> None:
@@ -87,7 +89,13 @@ def test_a_mistake_is_one_line_and_nothing_is_started(tmp_path: Path, arguments:
     policy = tiny_policy.write(tmp_path / "tiny.onnx")
     words = [word.format(policy=policy, taken=taken) for word in arguments]
     result = subprocess.run(
-        [sys.executable, "-m", "otpr_policy.cli", "bringup", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "otpr_policy.cli", "bringup", *words],
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert result.returncode == 1
     assert result.stdout == ""

@@ -212,7 +212,7 @@ def test_a_task_without_a_robot_is_refused_and_closed(monkeypatch: pytest.Monkey
             self.closed = True
 
     env = NoRobot()
-    monkeypatch.setattr(registry, "make", lambda task: env)
+    monkeypatch.setattr(registry, "make", lambda task, shift: env)
     with pytest.raises(TaskError, match="task 'gym:X-v0' has no robot that a twin can play"):
         make_robot("gym:X-v0")
     assert env.closed

@@ -13,10 +13,10 @@ import safetensors.torch
 from otpr_policy.chunk import episode_rng
 from otpr_policy.errors import EnvironmentSetupError
 from otpr_sim.env import episode_seed
+from otpr_sim.rollout import run_episode
 from otpr_sim.vector import NONE, VectorEnv
 from otpr_trainer.algorithms.bc import Config, Learner
 from otpr_trainer.batched import EpisodeBatch, collect_episodes
-from otpr_trainer.rollout import run_episode
 from otpr_trainer.sources import WeightsSource
 
 SEED = point_fleet.SEED

@@ -88,6 +88,13 @@ def test_the_report_holds_every_seed_and_the_paired_differences(folder, capsys):
     assert (folder / "out/curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_cloned_is_reported_without_environment_steps(folder, capsys):
+    (folder / "plan.yaml").write_text(PLAN.replace("algorithm: filtered_bc}", "algorithm: bridger}"))
+    assert compare(folder) == 0
+    steps = {row["method"]: (row["environment_steps"], row["training_seconds"]) for row in report(folder)["rows"]}
+    assert steps == {"bc": (0, 4.0), "filtered_bc": (0, 4.0), "otpr": (100, 10.0)}
+
+
 def test_a_failed_job_is_shown_and_stops_only_what_needs_it(folder, capsys):
     (folder / "fail-train-otpr-0").touch()
     assert compare(folder) == 1

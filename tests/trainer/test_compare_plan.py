@@ -2,6 +2,7 @@
 """Plans of comparisons: what is shipped is valid, what is wrong is said with what would be valid, and what commands follow."""
 
 import argparse
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -38,7 +39,7 @@ def load(folder, text):
         ("lift5", 5, 30_000),
         ("lift5-100k", 5, 100_000),
         ("can5", 3, 100_000),
-        ("quick", 2, 10_000),
+        ("quick", 1, 6000),
         ("lift2-ablation", 5, 12_000),
         ("lift5-shift", 3, 30_000),
         ("square20", 3, 100_000),
@@ -48,7 +49,28 @@ def load(folder, text):
 def test_a_shipped_plan_is_valid_and_found_by_its_name(name, seeds, budget):
     plan = plans.load(name)
     assert (plan.name, len(plan.seeds), plan.budget) == (name, seeds, budget)
-    assert all(settings["steps"] == budget for method, settings in plans.resolved_settings(plan).items() if method != "bc")
+    tuned = [method.name for method in plan.methods if method.algorithm != "bridger"]
+    assert all(plans.resolved_settings(plan)[method]["steps"] == budget for method in tuned)
+
+
+def test_the_full_plan_repeats_what_the_small_ones_have_found():
+    """Same seeds, scenes, demonstrations, budgets and settings of learning; evaluations beside training are not part of it."""
+    full = {job.name: job for job in jobs(plans.load("full"))}
+    for name in ("lift5", "can5", "square20"):
+        for job in jobs(plans.load(name)):
+            if job.name in full and job.kind is Kind.TRAIN:
+                theirs, ours = (" ".join(words) + " " for words in (job.words, full[job.name].words))
+                assert re.sub(r"--evaluate-\w+ \d+ ", "", ours) == re.sub(r"--evaluate-\w+ \d+ ", "", theirs)
+            elif job.name in full:
+                assert job.words == full[job.name].words
+    assert {job.method for job in full.values()} == {"demos", "bc", "filtered_bc", "idql", "otpr", "dppo", "bridger"}
+    assert {job.preset for job in full.values() if job.kind is Kind.EVALUATE} == {"nominal", "shifted"}
+
+
+def test_quick_has_every_method():
+    replay = {"filtered_bc", "drwr", "dawr", "idql", "dql", "qsm", "dipo", "ddiffpg", "qvpo", "otpr"}
+    others = {"bridger", "dppo", "ars", "rlpd", "residual", "dsrl"}
+    assert {method.algorithm for method in plans.load("quick").methods} == replay | others
 
 
 MISTAKES = {
@@ -66,14 +88,19 @@ MISTAKES = {
         ("seeds: 5", "small.seeds must be a list"),
     ],
     "task: lift": [("task: lit", "unknown task 'lit'; known: can, door, .*lift, square"), ("task: lift, label: ../x", "cannot be a name")],
-    "demos: 2": [("demos: 0", "demos of lift must be at least 1, got 0")],
+    "demos: 2": [
+        ("demos: 0", "demos of lift must be at least 1, got 0"),
+        ("demos: 2, budget: -1", "budget of lift must be at least 0, got -1"),
+    ],
     "hard]": [("hart]", "unknown preset 'hart'; known: hard, nominal, shifted")],
     "algorithm: bc,": [
         ("algorithm: bd,", "unknown algorithm 'bd'; known: .*bc, .*filtered_bc, .*idql, .*otpr"),
         ("algorithm: idql,", "idql fine-tunes a policy; a start starts from nothing"),
     ],
     "width: 16": [("width: 16.5", "setting width must be a int, got 16.5"), ("with: 16", "unknown setting 'with'; known: .*width")],
-    "algorithm: filtered_bc}": [("algorithm: bc}", "bc starts from nothing; a method fine-tunes")],
+    "algorithm: filtered_bc}": [
+        ("algorithm: bc, settings: {steps: 9}}", "method filtered_bc: unknown setting 'steps'; known: .*iterations")
+    ],
     "name: filtered_bc": [("name: otpr", "'otpr' cannot be a name; each must be different"), ("name: demos", "not demos or bc")],
     "pool: near": [
         ("pool: nar", "method otpr: .*nar.*all.*near.*own|method otpr: .*own.*near.*all"),
@@ -144,6 +171,18 @@ def test_policies_with_a_chain_of_their_own_are_judged_with_that(tmp_path, monke
     flags = "--sampler ddim --steps 5 --eta 1"
     assert flags not in by_name["lift/filtered_bc/0/evaluate-nominal-1"] and flags in by_name["lift/bc/0/evaluate-nominal-1"]
     assert by_name["lift/filtered_bc/0/evaluate-nominal-1"].endswith("--preset nominal --candidates 1 --workers 1 --json")
+
+
+def test_what_is_cloned_has_the_demonstrations_alone_and_its_own_sampler(tmp_path):
+    """It does not wait for the start policy, and neither start nor budget are its."""
+    found = jobs(load(tmp_path, PLAN.replace("algorithm: filtered_bc", "algorithm: bridger, settings: {form: power3}")))
+    trained, judged = (next(job for job in found if job.name == f"lift/filtered_bc/0/{end}") for end in ("train", "evaluate-hard-1"))
+    assert " ".join(trained.words) == (
+        "train bridger --task lift --demos DIR/lift/demos/0 --out DIR/lift/filtered_bc/0 --seed 0 --form power3 --workers 1 --json"
+    )
+    assert trained.needs == ("lift/demos/0/collect",) and trained.budget == 0
+    assert " --sampler bridge --steps 5 --eta 1 " in " ".join(judged.words)
+    assert all(" --sampler ddim " in " ".join(job.words) for job in found if job.kind is Kind.EVALUATE and job.method != "filtered_bc")
 
 
 def test_a_command_that_goes_on_repeats_no_start(tmp_path):

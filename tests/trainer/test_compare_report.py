@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from otpr_policy.document import Heading, Lines, Picture, Table, Text, html, markdown
 from otpr_trainer.compare.aggregate import interquartile_mean, probability_of_improvement
-from otpr_trainer.compare.document import Heading, Lines, Picture, Table, Text, html, markdown
 from otpr_trainer.compare.overall import overall
 from otpr_trainer.compare.plan import EvaluationPlan, MethodPlan, Plan, TaskPlan
 from otpr_trainer.compare.results import Results, Row, SeedResult

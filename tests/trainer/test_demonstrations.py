@@ -57,13 +57,13 @@ def test_the_identity_follows_the_content_and_nothing_else(tmp_path):
         ({"action.move": None}, r"000002\.npz: field 'action\.move' is missing"),
         ({"action.move": np.zeros((10, 2))}, r"000002\.npz: action\.move has shape \(10, 2\), expected \(10, 1\)"),
         ({"observation.position": np.zeros((10, 1))}, r"observation\.position has shape \(10, 1\), expected \(11, 1\)"),
-        ({"observation.position": np.full((11, 1), np.nan)}, r"observation\.position holds a number that is not finite"),
+        ({"observation.position": np.full((11, 1), np.nan)}, r"observation\.position holds a number that is not finite: nan at \[0, 0\]"),
         ({"state": np.full((11, 1), np.inf)}, "state holds a number that is not finite"),
         ({"action.spin": np.full((10, 1), 3.0)}, r"spin\[0\] is beyond its bounds"),
         ({"reward": np.zeros(0)}, "the episode has no step"),
         ({"action.jaw": np.zeros((10, 1))}, r"unknown fields action\.jaw"),
         ({"reward": np.array(["one"] * 10)}, "reward holds <U3, not numbers"),
-        ({"reward": np.array([None] * 10)}, "missing or damaged"),
+        ({"reward": np.array([None] * 10)}, "'reward' holds Python objects, which only pickle reads"),
     ],
 )
 def test_a_wrong_episode_file_is_refused_by_file_and_field(tmp_path, changes, message):

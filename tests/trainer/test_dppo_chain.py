@@ -313,3 +313,17 @@ def test_normalising_and_back_is_the_same_and_what_never_moves_stays_finite():
     x = np.random.default_rng(0).uniform(low, high, (100, 3))
     assert np.abs(affine.denormalize(affine.normalize(x)) - x).max() < 1e-5
     assert np.isfinite(affine.normalize(x)).all() and np.isfinite(affine.normalize(x + 1.0)).all()
+
+
+@pytest.mark.parametrize(
+    ("chain", "expected"),
+    [(ddim(K20, 5, 1.0), [2.19, 1.67, 5.03, 0.90]), (ddpm(K20), [0.61, 0.61, 0.63, 0.66, 0.71, 0.78, 0.89, 1.09, 1.21, 0.90])],
+)
+def test_the_fewer_the_steps_the_more_a_change_of_the_predicted_noise_moves_each(chain, expected):
+    """Slope of a step's mean in standard deviations, of which a log-ratio is a multiple; the numbers of docs/methods.md."""
+    found = []
+    for step in range(chain.steps - len(expected), chain.steps):
+        eps = torch.zeros(1, 1, 1, dtype=torch.float64, requires_grad=True)
+        slope = torch.autograd.grad(chain.mean(step, torch.full_like(eps, 0.1), eps).sum(), eps)[0]
+        found.append(abs(float(slope)) / max(float(chain.std[step]), 0.1))
+    assert found == pytest.approx(expected, abs=0.005)

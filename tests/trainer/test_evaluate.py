@@ -14,14 +14,15 @@ import tiny_policy
 from otpr_policy.errors import EnvironmentSetupError, RunError, TaskError
 from otpr_sim import registry
 from otpr_sim.env import episode_seed
+from otpr_sim.rollout import EpisodeResult
+from otpr_sim.workers import ordered_map
 from otpr_trainer.algorithms.bc import Config, Learner
 from otpr_trainer.commands.eval import parse_delay
 from otpr_trainer.data.collect import SEED_OFFSET
 from otpr_trainer.evaluate import EvaluationResult, evaluate
 from otpr_trainer.export import to_onnx
-from otpr_trainer.rollout import EpisodeResult, Episodes, run_episodes
+from otpr_trainer.rollout import Episodes, run_episodes
 from otpr_trainer.sources import GraphSource, WeightsSource
-from otpr_trainer.workers import ordered_map
 
 CONFIG = Config(chunk_length=2, executed_length=2, train_steps=6, width=32, depth=2, time_size=8, iterations=150, batch_size=64)
 

@@ -18,7 +18,7 @@ from otpr_trainer.data.replay import Origin
 from otpr_trainer.finetune import FIRST_EPISODE, SEED_OFFSET, due
 from otpr_trainer.interaction import play
 
-ALGORITHMS = ["otpr", "idql", "filtered_bc", "drwr", "dawr", "dql", "qsm", "dipo", "qvpo"]
+ALGORITHMS = ["otpr", "idql", "filtered_bc", "drwr", "dawr", "dql", "qsm", "dipo", "ddiffpg", "qvpo"]
 ALGORITHMS += ["rlpd", "residual", "dsrl"]
 every_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 every_player = pytest.mark.parametrize("name", [*ALGORITHMS, "ars"])  # those without replay, too
@@ -197,7 +197,8 @@ def test_after_a_roll_back_batches_are_others_and_episodes_the_same(make, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [("filtered_bc", "otpr"), ("idql", "otpr"), ("otpr", "idql"), ("drwr", "dawr"), ("dql", "dipo"), ("rlpd", "dsrl")]
+    ("theirs", "ours"),
+    [("filtered_bc", "otpr"), ("idql", "otpr"), ("otpr", "idql"), ("drwr", "dawr"), ("dql", "dipo"), ("dipo", "ddiffpg"), ("rlpd", "dsrl")],
 )
 def test_a_checkpoint_of_another_algorithm_is_refused(make, theirs, ours):
     other = make(theirs)
@@ -242,6 +243,16 @@ OWN = {
     "dql": {**TD, "eta": (-1.0, np.nan, np.inf)},
     "qsm": {**TD, "alpha": (0.0, -1.0, np.nan, np.inf)},
     "dipo": {**TD, "action_steps": (-1,), "action_learning_rate": (0.0, np.nan, np.inf)},
+    "ddiffpg": {
+        **VALUES,
+        "target_rate": (0.0, 1.5),
+        "action_steps": (-1,),
+        "action_learning_rate": (0.0, np.nan, np.inf),
+        "novelty": (-0.1, np.nan, np.inf),
+        "cluster_every": (0,),
+        "max_modes": (0,),
+        "memory": (0,),
+    },
     "qvpo": {
         **TD,
         "states": (0,),
@@ -318,7 +329,7 @@ def test_nothing_to_learn_with_is_no_mistake(make, name):
     before = snapshot(learner)[0]
     metrics = numbers(learner.update())
     after = snapshot(learner)[0]
-    weights = [key for key in before if not key.startswith(("replay.", "generator", "improved"))]
+    weights = [key for key in before if not key.startswith(("replay.", "generator", "improved", "mode"))]
     assert len(weights) > 10 and all(torch.equal(before[key], after[key]) for key in weights)
     assert metrics["policy/loss"] == 0.0 and learner.step > 0
 
@@ -370,7 +381,7 @@ def test_the_expectile_of_one_half_is_half_the_squared_error(implicit):
         return torch.linspace(0, 1, len(condition))[:, None]
 
     critic.q.target_values = values
-    critic.value = lambda condition: torch.full((len(condition),), 0.4)
+    critic.v.logit = lambda condition: torch.full((len(condition),), 0.4).logit()
     u = torch.linspace(0, 1, len(batch)) - 0.4
     for critic.expectile in (0.5, 0.8):
         expected = torch.where(u > 0, critic.expectile, 1 - critic.expectile) * u**2
@@ -385,12 +396,12 @@ def test_iqls_target_is_the_reward_at_an_end_and_the_final_states_value_where_it
     assert cut_off.any() and over.any()
     with torch.no_grad():
         q = torch.sigmoid(critic.q.ensemble(condition[batch.state], batch.chunk[:, :2]))
-        y = batch.reward + batch.discount * critic.value(condition[batch.next_state])
+        y = batch.reward + batch.discount * critic.v.value(condition[batch.next_state])
         assert torch.equal(y[over], batch.reward[over])
         assert float(critic.q_loss(batch, condition)) == pytest.approx(float((q - y).square().mean()), rel=1e-4)
-    critic._v_optimizer.zero_grad()
+    critic.v._optimizer.zero_grad()
     critic.q_loss(batch, condition).backward()
-    assert all(parameter.grad is None for parameter in critic.v.parameters())
+    assert all(parameter.grad is None for parameter in critic.v.network.parameters())
 
 
 def test_what_chooses_and_is_exported_is_the_implicit_critics_q(implicit):

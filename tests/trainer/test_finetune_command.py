@@ -5,6 +5,7 @@ import csv
 import importlib
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import point_task
@@ -23,7 +24,8 @@ from otpr_trainer.commands import train
 from otpr_trainer.finetune import Rounds
 
 COMMANDS = {"otpr": train.OTPR, "idql": train.IDQL, "filtered_bc": train.FILTERED_BC, "dawr": train.DAWR, "dipo": train.DIPO}
-NO_CRITIC = ("filtered_bc", "dawr")  # of chunks, to choose with
+COMMANDS |= {"ddiffpg": train.DDIFFPG}
+NO_CRITIC = ("filtered_bc", "dawr", "ddiffpg")  # of chunks, to choose with
 ALIKE = {"drwr": train.DRWR, "dql": train.DQL, "qsm": train.QSM, "qvpo": train.QVPO}  # one of the above in all that is tested here
 ACTORS = {"dsrl": train.DSRL, "residual": train.RESIDUAL, "rlpd": train.RLPD}  # learn a Gaussian
 COMMANDS |= ACTORS | {"ars": train.ARS}
@@ -128,6 +130,51 @@ def test_steered_noise_travels_in_the_file(origin, tmp_path):
     np.testing.assert_array_equal(first, second)  # nothing is drawn
     with pytest.raises(RunError, match="a chain of its own"):
         run_command(exporting.COMMAND, origin / "dsrl", "--out", tmp_path / "other.onnx", "--steps", 1, "--episodes", 4, *ACTING[-3:])
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "expected"),
+    [
+        ("clone", [], ("ddim", 4, 1.0)),  # all of its 4 steps, since 5 are more
+        ("clone", ["--sampler", "ddpm"], ("ddpm", 4, 1.0)),
+        ("clone", ["--sampler", "ddim", "--steps", 3], ("ddim", 3, 1.0)),
+        ("filtered_bc", [], ("ddim", 2, 1.0)),  # as its own evaluations
+        ("filtered_bc", ["--eta", 0], ("ddim", 2, 0.0)),
+        ("filtered_bc", ["--steps", 3], ("ddim", 3, 1.0)),
+        ("filtered_bc", ["--sampler", "ddpm"], ("ddpm", 4, 1.0)),
+        ("residual", [], ("ddim", 2, 1.0)),
+        ("dsrl", [], ("ddim", 2, 0.0)),
+        ("rlpd", [], ("gaussian", 1, 0.0)),
+    ],
+)
+def test_a_run_is_judged_as_it_acted_unless_told_otherwise(origin, capsys, name, flags, expected):
+    """And says how."""
+    capsys.readouterr()
+    assert run_command(evaluation.COMMAND, origin / name, *flags, *ACTING[6:]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert tuple(found["denoising"].values()) == expected
+    run = runs.load(origin / name)
+    assert (run.config.acting is None) == (name == "clone")
+
+
+def test_what_is_judged_by_default_is_what_is_exported_by_default(origin, capsys, tmp_path):
+    for name in ("clone", "filtered_bc"):
+        capsys.readouterr()
+        assert run_command(evaluation.COMMAND, origin / name, *ACTING[6:]) == 0
+        judged = json.loads(capsys.readouterr().out)
+        assert run_command(exporting.COMMAND, origin / name, "--out", tmp_path / f"{name}.onnx", *ACTING[6:]) == 0
+        manifest = json.loads(capsys.readouterr().out)["manifest"]
+        assert {key: manifest["denoising"][key] for key in judged["denoising"]} == judged["denoising"]
+        assert manifest["evaluation"]["torch_successes"] == judged["successes"]
+
+
+def test_a_run_that_acted_with_another_sampler_is_judged_with_that(origin):
+    """Few steps are the default of the one for few steps alone."""
+    run = runs.load(origin / "clone")
+    run = replace(run, config=replace(run.config, acting={"sampler": "ddpm", "steps": 4, "eta": 1.0}))
+    assert exporting.acting(run, None, None, None) == ("ddpm", 4, 1.0)
+    assert exporting.acting(run, "ddim", None, 0.5) == ("ddim", 4, 0.5)
+    assert exporting.acting(run, None, 3, None) == ("ddpm", 3, 1.0)  # which the policy refuses
 
 
 def test_cloning_has_no_critic_to_choose_with(origin):

@@ -316,7 +316,7 @@ def test_a_run_of_an_earlier_version_goes_on(run):
         walk.update()
     checkpoint.save(run.checkpoints, walk.checkpoint())
     text = (run.directory / "config.json").read_text()
-    shorter = text.replace(',\n  "critic": null,\n  "init": null,\n  "init_sha256": null', "")
+    shorter = text.replace(',\n  "critic": null,\n  "init": null,\n  "init_sha256": null,\n  "acting": null', "")
     assert len(shorter) < len(text)
     (run.directory / "config.json").write_text(shorter)
     old = runs.load(run.directory)

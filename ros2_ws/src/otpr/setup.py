@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Package otpr: launch files and robot contracts, no Python. Read by pip and by colcon (ament_python)."""
+"""Package otpr: launch files, robot contracts and views, no Python. Read by pip and by colcon (ament_python)."""
 
 from glob import glob
 
@@ -23,6 +23,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
         (f"share/{PACKAGE}/launch", sorted(glob("launch/*.launch.py"))),
+        (f"share/{PACKAGE}/config/foxglove", sorted(glob("config/foxglove/*.json"))),
         (f"share/{PACKAGE}/config/robots", sorted(glob("config/robots/*.yaml"))),
     ],
     zip_safe=False,

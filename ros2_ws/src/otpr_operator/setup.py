@@ -16,16 +16,18 @@ setup(
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
     package_data={PACKAGE: ["py.typed"]},
     python_requires=">=3.10",
-    install_requires=["numpy", "otpr_policy", "PyYAML", "rosbags"],
+    install_requires=["matplotlib", "numpy", "otpr_policy", "PyYAML", "rosbags", "tqdm"],
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
         # `ros2 run` looks in lib/<package>, where pip puts no console script.
-        (f"lib/{PACKAGE}", ["scripts/recorder"]),
+        (f"lib/{PACKAGE}", ["scripts/recorder", "scripts/teleop"]),
     ],
     entry_points={
         "otpr.commands": [
             "record = otpr_operator.commands.record:COMMAND",
+            "teleop = otpr_operator.commands.teleop:COMMAND",
+            "trial = otpr_operator.commands.trial:COMMAND",
             "recordings.info = otpr_operator.commands.recordings:INFO",
             "recordings.recover = otpr_operator.commands.recordings:RECOVER",
         ],

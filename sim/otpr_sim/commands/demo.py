@@ -5,7 +5,6 @@ import argparse
 import json
 import math
 import os
-import secrets
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,26 +14,25 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from otpr_policy import artifact, bringup
+from otpr_policy.bringup import POLICY_STATUS, TWIN_STATUS
 from otpr_policy.cli import Command
 from otpr_policy.contract import load_contract
 from otpr_policy.errors import ContractError, TaskError
 from otpr_policy.files import make_directory, refuse_existing, write_text
+from otpr_policy.process_logs import ProcessLogs
 from otpr_policy.success import SuccessRate
 from otpr_policy.supervisor import Supervisor
 from otpr_policy.table import format_table
 from otpr_sim import registry
 from otpr_sim.env import TaskSpec
 from otpr_sim.filmstrip import filmstrip_of_trace
-from otpr_sim.process_logs import ProcessLogs
 
 if TYPE_CHECKING:  # needs rclpy, which reads the ROS domain when it is first used: not before the demo has chosen one
-    from otpr_sim.ros.episode_runner import Outcome
+    from otpr_policy.ros.episode_runner import Outcome
 
 _START_TIMEOUT_S = 60.0  # the first start after an installation compiles bytecode and reads meshes from disk
 SUMMARY = "summary.json"
 _DEFAULT_SEED = 20_000  # apart from the seeds that demonstrations, training and `otpr eval` use by default
-# Names of the two nodes' diagnostic statuses.
-POLICY_STATUS, TWIN_STATUS = "/policy_node: policy", "/twin: simulation"
 _PERCENTILES = ("p50", "p99", "p999", "max")
 _COUNTERS = ("ticks", "commands", "inferences", "deadline_misses", "clamps", "rejects", "holds", "refused_messages")
 
@@ -139,7 +137,7 @@ def _run_processes(demo: Demo, task: TaskSpec, trace: Path) -> "tuple[list[Outco
         },
         "twin": {"seed": demo.seed, "pacing": "lockstep" if demo.lockstep else "real_time", "trace": str(trace.resolve())},
     }
-    environment = _isolated(bringup.environment(arguments, os.environ))
+    environment = bringup.isolated(bringup.environment(arguments, os.environ))
     with ProcessLogs(demo.out) as logs, Supervisor(logs.write) as supervisor:
         for process in bringup.processes(arguments, overrides):
             supervisor.start(process, environment)
@@ -150,7 +148,7 @@ def _run_episodes(
     demo: Demo, task: TaskSpec, supervisor: Supervisor, logs: ProcessLogs, environment: Mapping[str, str]
 ) -> "tuple[list[Outcome], dict[str, dict[str, str]]]":
     os.environ.update({name: environment[name] for name in ("ROS_DOMAIN_ID", "ROS_AUTOMATIC_DISCOVERY_RANGE")})
-    from otpr_sim.ros.episode_runner import running  # rclpy reads the domain when it is first used
+    from otpr_policy.ros.episode_runner import running  # rclpy reads the domain when it is first used
 
     def alive() -> str | None:
         ended = supervisor.poll()
@@ -168,11 +166,6 @@ def _run_episodes(
                 bar.update()
         runner.next_episode()  # ends the last episode, so that its trace is written
         return outcomes, runner.wait_for_diagnostics()
-
-
-def _isolated(environment: Mapping[str, str]) -> dict[str, str]:
-    """Its own ROS domain, unless the user chose one: a demo must not meet a robot, or another demo, on this machine."""
-    return {"ROS_DOMAIN_ID": str(1 + secrets.randbelow(100)), **environment}
 
 
 def _latency(values: Mapping[str, str], prefix: str) -> dict[str, float] | None:

@@ -48,6 +48,7 @@ from otpr_policy.ros.messages import (
 from otpr_policy.ros.parameters import declare, parameter
 from otpr_policy.ros.process import run_node
 from otpr_sim.ros.state_publisher import StatePublisher
+from otpr_sim.shift import preset as shift_preset
 from otpr_sim.twin import PoseCommand, TwinCore, make_robot
 
 NODE_NAME = "twin"
@@ -72,7 +73,9 @@ class TwinParameters:
     robot: str = parameter("panda_twin", "name of an installed robot contract with a twin section, or path of one (.yaml)")
     task: str = parameter("", "task to play; by default the contract's")
     pacing: str = parameter("real_time", "what makes time pass: 'real_time' or 'lockstep' (one control period per pair of commands)")
+    preset: str = parameter("nominal", "distribution shift to play it under, see 'otpr tasks'")
     seed: int = parameter(0, "episode i starts from the state that evaluation with this seed starts its episode i from")
+    view: bool = parameter(False, "show the simulation in a window on this desktop")
     trace: str = parameter("", "directory for each episode's states as .npz; none by default")
 
 
@@ -89,7 +92,9 @@ class TwinNode(Node):
             raise ContractError(f"parameter 'seed' is {parameters.seed}, must be 0 or more")
         self._pacing = _parse_pacing(parameters.pacing)
         self._simulated_stamps = self._pacing is Pacing.LOCKSTEP or self.get_parameter("use_sim_time").value
-        self._env = make_robot(parameters.task or contract.twin.task)
+        self._preset = parameters.preset
+        self._env = make_robot(parameters.task or contract.twin.task, shift_preset(parameters.preset))
+        self._view = self._env.view() if parameters.view else None
         trace = Path(parameters.trace) if parameters.trace else None
         if trace is not None:
             make_directory(trace)
@@ -116,7 +121,7 @@ class TwinNode(Node):
         self.failure: str | None = None  # why the simulation has ended by itself
         self._thread = threading.Thread(target=self._run, name="twin-simulation", daemon=True)
         self._thread.start()
-        self.get_logger().info(f"twin of {contract.robot} plays {self._env.spec.name} in {parameters.pacing}")
+        self.get_logger().info(f"twin of {contract.robot} plays {self._env.spec.name}, preset {self._preset}, in {parameters.pacing}")
 
     def close(self) -> None:
         """Ends the simulation thread and writes the last trace."""
@@ -124,6 +129,8 @@ class TwinNode(Node):
             self._closed = True
             self._command_arrived.notify()
         self._thread.join()
+        if self._view is not None:
+            self._view.close()
         self._core.finish_episode()
         self._env.close()
 
@@ -205,6 +212,8 @@ class TwinNode(Node):
         while len(self._sent_s) > 2 * STATE_RATE_HZ:
             del self._sent_s[next(iter(self._sent_s))]
         self._states.publish(stamp_ns)
+        if self._view is not None:
+            self._view.sync()
         if self._published != (self._core.episode, self._core.succeeded):
             self._published = (self._core.episode, self._core.succeeded)
             self._episode_publisher.publish(Int32(data=self._core.episode))
@@ -271,7 +280,7 @@ class TwinNode(Node):
         with self._lock:
             latency = Percentiles.of(self._latencies_s)
             counts = {"episode": self._core.episode, "late_cycles": self._late_cycles, "holds": self._holds}
-        values = {"task": self._env.spec.name, **{key: str(count) for key, count in counts.items()}}
+        values = {"task": self._env.spec.name, "preset": self._preset, **{key: str(count) for key, count in counts.items()}}
         if latency is not None:
             values |= {f"observation_to_command_{key}_ms": f"{value:.4f}" for key, value in latency.to_json().items()}
         status = DiagnosticStatus(

@@ -18,6 +18,9 @@ ACTION = VectorSpec(
     )
 )
 CONTROL_RATE_HZ = 20.0
+FINGER_RANGE = 0.04  # m
+FINGER_START = FINGER_RANGE / 2  # m, set-point at reset
+FINGER_SLEW = 0.004  # m per command: robosuite moves its normalised gripper action by 0.2 of the half range
 
 
 def object_pose(name: str, rotation: bool) -> tuple[Field, ...]:

@@ -69,9 +69,11 @@ class BlackBox:
             on_failed: called with one line, in the writer's thread or the one that asks.
             on_thread_start: called in the writer's thread first.
         """
-        self._recorder = FlightRecorder(settings.seconds, control.executor.lanes.spec)
+        assert control.executor is not None, "what an operator does alone is no flight of a policy"
+        self._executor = control.executor
+        self._recorder = FlightRecorder(settings.seconds, self._executor.lanes.spec)
         self._control = control
-        control.executor.observer = self._observe
+        self._executor.observer = self._observe
         self._facts = {
             "robot": robot,
             "contract": contract,
@@ -117,7 +119,7 @@ class BlackBox:
         return self._writer.close(_CLOSE_S)
 
     def _observe(self, event: Event) -> None:
-        asked = self._control.executor.asked
+        asked = self._executor.asked
         self._recorder.observe(event, asked.label if isinstance(asked, InferenceWorker) else "")
 
     def _end(self, began_s: float, data_ns: int) -> None:

@@ -7,7 +7,7 @@ limit must not be a limit that silently does not hold.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,28 @@ class Twin:
 
 
 @dataclass(frozen=True)
+class Teleop:
+    """What an operator may do. Optional: without it a robot is not teleoperated, and nobody takes over from its policy.
+
+    Args:
+        control_rate_hz: commands per second when no policy says.
+        max_age_s: age above which the operator's command counts as missing.
+        linear_speed, angular_speed: fastest that the operator moves the hand [m/s], [rad/s].
+        max_position_delta, max_rotation_delta: farthest that one command leads the measured hand, per axis [m], [rad].
+        gripper_closed, gripper_open: finger positions [m].
+    """
+
+    control_rate_hz: float
+    max_age_s: float
+    linear_speed: float
+    angular_speed: float
+    max_position_delta: float
+    max_rotation_delta: float
+    gripper_closed: float
+    gripper_open: float
+
+
+@dataclass(frozen=True)
 class RobotContract:
     """One robot, as the policy node sees it. Where ``dead_man`` is ``not_required``, ``dead_man_switch`` is None."""
 
@@ -112,6 +134,7 @@ class RobotContract:
     dead_man: object  # a section or a word; use dead_man_switch
     limits: Limits
     twin: Twin | None = None
+    teleop: Teleop | None = None
 
     @property
     def dead_man_switch(self) -> DeadManSwitch | None:
@@ -215,6 +238,8 @@ def parse_contract(data: Any) -> RobotContract:
         _check_topic("dead_man.topic", contract.dead_man_switch.topic)
     _check_topic("pose_command.topic", contract.pose_command.topic)
     _check_topic("gripper_command.topic", contract.gripper_command.topic)
+    if contract.teleop is not None:
+        _check_teleop(contract.teleop)
     for name in READS:
         hand = contract.observations.get(name)
         if hand is not None and hand.frame != contract.pose_command.frame:
@@ -238,6 +263,14 @@ def _check_source(where: str, source: ObservationSource) -> None:
         raise ContractError(f"{where}.frame must name the frame that the pose is given in")
     if source.type is MessageType.POSE_STAMPED and source.joints:
         raise ContractError(f"{where}.joints has no meaning for a pose")
+
+
+def _check_teleop(teleop: Teleop) -> None:
+    for field in fields(teleop):
+        if not field.name.startswith("gripper"):
+            _check_positive(f"teleop.{field.name}", getattr(teleop, field.name))
+    if not 0 <= teleop.gripper_closed < teleop.gripper_open < float("inf"):
+        raise ContractError(f"teleop: gripper_closed {teleop.gripper_closed} must be below gripper_open {teleop.gripper_open}, both [m]")
 
 
 def _check_topic(where: str, name: str) -> None:

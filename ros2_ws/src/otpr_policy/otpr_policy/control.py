@@ -22,7 +22,7 @@ from otpr_policy.limits import Limits
 from otpr_policy.observation import Missing, Observation, ObservationBuffer
 from otpr_policy.rate import TargetLimiter
 from otpr_policy.safety import Band, check_observation, filter_action
-from otpr_policy.spec import PolicySpec
+from otpr_policy.source import ActionSource, Commander
 from otpr_policy.timeline import Gap
 
 
@@ -40,10 +40,11 @@ MAY_MOVE = (State.ENGAGED, State.HOLD)
 
 @dataclass(frozen=True)
 class Command:
-    """What goes out: the target and the stamp of the observation that it answers."""
+    """What goes out: the target, the stamp of the observation that it answers, and who wants it."""
 
     target: CartesianTarget
     stamp_ns: int
+    commander: Commander = Commander.POLICY
 
 
 class ControlLoop:
@@ -54,7 +55,7 @@ class ControlLoop:
 
     def __init__(
         self,
-        lanes: Lanes,
+        source: ActionSource,
         buffer: ObservationBuffer,
         limits: Limits,
         stop_after_s: float,
@@ -65,23 +66,24 @@ class ControlLoop:
         """Makes a loop that is READY.
 
         Args:
-            lanes: where the policy turns observations into chunks.
+            source: what turns observations into actions.
             buffer: where the samples arrive.
             limits: the robot's.
             stop_after_s: how long the robot may hold, within any four times that long, before it is stopped.
             measured_finger: which number of which field measures the commanded finger joint, if one does.
             after_release: what it takes to move again after the dead-man switch was released.
         """
-        self.executor = ChunkExecutor(lanes)
-        self.seams = SeamRecord(lanes.spec.action)
-        self.executor.on_seam = self.seams.add
+        self._source = source
+        self.seams = SeamRecord(source.action)
+        if source.executor is not None:
+            source.executor.on_seam = self.seams.add
         self._buffer = buffer
         self._limits = limits
-        self._limiter = TargetLimiter(limits, lanes.spec.period_s)
+        self._limiter = TargetLimiter(limits, 1.0 / source.control_rate_hz)
         self._measured_finger = measured_finger
         self._after_release = after_release
         # Counted in ticks: neither a jump of the data's clock nor a pause of the simulation can shorten or stretch it.
-        self._stop_after_ticks = max(1, round(stop_after_s * lanes.spec.control_rate_hz))
+        self._stop_after_ticks = max(1, round(stop_after_s * source.control_rate_hz))
         self._recent_holds: deque[bool] = deque(maxlen=4 * self._stop_after_ticks)
         self.state = State.READY
         self.reason = "not engaged"
@@ -91,13 +93,14 @@ class ControlLoop:
         self.command: Command | None = None
 
     @property
-    def _spec(self) -> PolicySpec:
-        """Of the policy that acts."""
-        return self.executor.lanes.spec
+    def executor(self) -> ChunkExecutor:
+        """What carries out the policy's chunks. Only where there is a policy."""
+        assert self._source.executor is not None, "an operator alone has no chunks"
+        return self._source.executor
 
     def change_policy(self, lanes: Lanes, outcome: Outcome, now_ns: int) -> None:
         """Changes the policy at the next chunk, or at once when no chunk is carried out; see :meth:`ChunkExecutor.change`."""
-        moving = self.state is State.ENGAGED
+        moving = self.state is State.ENGAGED and self._source.trained_on is not None  # and not an operator
         if moving:
             observation = self._buffer.observe(now_ns)
             if not isinstance(observation, Missing):
@@ -109,7 +112,7 @@ class ControlLoop:
         self.executor.change(lanes, outcome, at_once=not moving)
 
     def engage(self, now_ns: int, rng: np.random.Generator, released: str | None = None) -> str | None:
-        """Lets the robot move. Returns None, or why not: stopped, already engaged, switch released, or no usable observation.
+        """Lets the robot move. Returns None, or why not: stopped, engaged, switch released, nobody to act, or no usable observation.
 
         ``released``: why the dead-man switch does not allow motion, None when it does or there is none.
         """
@@ -117,26 +120,33 @@ class ControlLoop:
             return f"stopped: {self.reason}; call reset first"
         if self.state is not State.READY:
             return f"already engaged ({self.state.value})"
-        if released is not None:
-            return released
+        refusal = released or self._source.refusal(now_ns)
+        if refusal is not None:
+            return refusal
         observation = self._usable_observation(now_ns)
         if isinstance(observation, Missing):
             return observation.reason
-        self.executor.reset(rng)
+        self._source.reset(rng)
         self._limiter.start()
         self._recent_holds.clear()
         self._enter(State.ENGAGED, "")
         return None
 
+    def go_on(self, now_ns: int, rng: np.random.Generator) -> bool:
+        """For a loop whose commands move nothing: clears a stop and engages by itself. Returns whether it engaged now."""
+        if self.state is State.STOPPED:
+            self.reset()
+        return self.state is State.READY and self.engage(now_ns, rng) is None
+
     def disengage(self, reason: str = "not engaged") -> None:
         """Takes the permission to move away. A stop stays a stop."""
         if self.state is not State.STOPPED:
-            self.executor.forget()
+            self._source.forget()
             self._enter(State.READY, reason)
 
     def stop(self, reason: str) -> None:
         """Stops until a person resets."""
-        self.executor.forget()
+        self._source.forget()
         self._enter(State.STOPPED, reason)
 
     def reset(self) -> None:
@@ -163,43 +173,44 @@ class ControlLoop:
         if isinstance(observation, Missing):
             self._hold(observation.reason)
             return None
-        target = self._decide(observation)
-        if isinstance(target, Gap):
-            self._wait_for_chunk(target)
+        command = self._decide(observation, now_ns)
+        if isinstance(command, Gap):
+            self._wait_for_chunk(command)
             return None
-        if isinstance(target, Missing):
-            self._hold(target.reason)
+        if isinstance(command, Missing):
+            self._hold(command.reason)
             return None
         self._recent_holds.append(False)
         self._enter(State.ENGAGED, "")
         self.counters.commands += 1
-        self.command = Command(target, observation.stamp_ns)
-        return self.command
+        self.command = command
+        return command
 
     def _usable_observation(self, now_ns: int) -> Observation | Missing:
         observation = self._buffer.observe(now_ns)
         if isinstance(observation, Missing):
             return observation
         self.observation = observation
-        problem = check_observation(self._spec.observation, self._spec.observation.flatten(observation.values), self._limits)
+        ranges = self._source.trained_on
+        problem = None if ranges is None else check_observation(ranges, ranges.flatten(observation.values), self._limits)
         return observation if problem is None else Missing(problem)
 
-    def _decide(self, observation: Observation) -> CartesianTarget | Missing | Gap:
-        action = self.executor.act(self.counters.ticks, self._spec.observation.flatten(observation.values), observation.stamp_ns)
-        if isinstance(action, Gap):
+    def _decide(self, observation: Observation, now_ns: int) -> Command | Missing | Gap:
+        action = self._source.act(observation, self.counters.ticks, now_ns)
+        if isinstance(action, Missing | Gap):
             return action
-        bounded = filter_action(self._spec.action, action.vector, self._limits)
+        bounded = filter_action(self._source.action, action.vector, self._limits)
         if bounded.band is Band.REJECT:
             self.counters.rejects += 1
             return Missing(bounded.reason)
-        target = delta_to_target(observation.values, self._spec.action.split(bounded.vector))
+        target = delta_to_target(observation.values, self._source.action.split(bounded.vector))
         values = observation.values
         allowed = self._limiter.filter(target, values["ee_position"], values["ee_rotation"], self._finger(observation))
         if allowed.band is Band.REJECT:
             self.counters.rejects += 1
             return Missing(allowed.reason)
         self.counters.clamps += Band.CLAMP in (bounded.band, allowed.band)
-        return allowed.target
+        return Command(allowed.target, observation.stamp_ns, action.commander)
 
     def _finger(self, observation: Observation) -> float | None:
         if self._measured_finger is None:
@@ -208,7 +219,7 @@ class ControlLoop:
         return float(observation.values[name][index]) if name in observation.values else None  # a policy need not read it
 
     def _hold(self, reason: str) -> None:
-        self.executor.forget()
+        self._source.forget()
         self._count_hold(reason)
 
     def _wait_for_chunk(self, gap: Gap) -> None:

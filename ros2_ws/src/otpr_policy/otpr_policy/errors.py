@@ -36,7 +36,7 @@ class RunError(OtprError):
 
 
 class PlanError(OtprError):
-    """A comparison's plan that is malformed, or is not the one that a directory was begun with."""
+    """A plan of a comparison, of trials or of a rehearsal that is malformed, or not the one that a directory was begun with."""
 
 
 class UnderrunError(OtprError):

@@ -213,6 +213,7 @@ def _change(control: ControlLoop, new: LoadedPolicy, lock: threading.Lock, now_n
         control.change_policy(new.worker, outcome, now_ns())
     if not done.wait(_SWAP_TIMEOUT_S):
         with lock:
+            assert control.executor is not None
             control.executor.give_up_change(f"no chunk of it was joined within {_SWAP_TIMEOUT_S:g} s")
         done.wait()
     if reasons[0] is not None:

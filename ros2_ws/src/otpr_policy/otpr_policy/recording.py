@@ -24,6 +24,7 @@ from otpr_policy.spec import Array
 from otpr_policy.strict_yaml import parse_yaml
 
 LAYOUT_VERSION = "1"
+COMMANDER = "/commander"  # how the topic ends on which a policy node says who sent each command
 BEGIN = "otpr.recording"  # the first metadata record: layout, robot, contract, ...
 ARTIFACT = "otpr.artifact"  # the identity of the policy that ran, each time that it was told
 END = "otpr.end"  # the last one: verdict, how the recording ended, what the checks found
@@ -140,6 +141,21 @@ class Recording:
         log = self.topics[self.contract.gripper_command.topic]
         values = np.array([message.data[0] for message in self._decoded(log.topic)]).reshape(-1, 1)
         return FieldLog(log.received_ns, values)
+
+    def commanders(self) -> dict[int, str]:
+        """Who sent each command, ``policy`` or ``operator``, by the stamp of its pose [ns]; empty where that was not recorded.
+
+        Raises RecordingError when a label cannot be read.
+        """
+        found: dict[int, str] = {}
+        for topic in (topic for topic in self.topics if topic.endswith(COMMANDER)):
+            for number, message in enumerate(self._decoded(topic)):
+                try:
+                    label = json.loads(message.data)
+                    found[int(label["stamp_ns"])] = str(label["commander"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise RecordingError(f"{self.path}: {topic}, message {number} is no label of a command") from error
+        return found
 
     def _decoded(self, topic: str) -> list[Any]:
         return self._cache.setdefault(topic, self.topics[topic].decoded())

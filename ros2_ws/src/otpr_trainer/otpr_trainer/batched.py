@@ -14,8 +14,8 @@ from otpr_policy.chunk import episode_rng
 from otpr_policy.errors import EnvironmentSetupError
 from otpr_policy.history import ObservationHistory
 from otpr_policy.spec import Array, PolicySpec
+from otpr_sim.rollout import EpisodeResult
 from otpr_sim.vector import NONE, Begun, ChunkResult, Integers, VectorEnv
-from otpr_trainer.rollout import EpisodeResult
 
 ATTEMPTS = 3
 """How often an episode is played before it is said that its worker always dies of it."""

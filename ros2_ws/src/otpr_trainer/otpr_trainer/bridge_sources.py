@@ -25,9 +25,9 @@ from otpr_policy.artifact import PolicyArtifact
 from otpr_policy.errors import RunError, unknown
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.spec import PolicySpec
+from otpr_sim.rollout import signature
 from otpr_trainer import heuristics
 from otpr_trainer.networks.cvae import ChunkVae
-from otpr_trainer.rollout import signature
 
 if TYPE_CHECKING:
     from otpr_trainer.policy import PolicyConfig

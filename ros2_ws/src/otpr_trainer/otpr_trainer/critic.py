@@ -18,6 +18,8 @@ INITIAL_LOGIT = -4.0
 """Values start at 0.02. From the usual 0.5 they take thousands of steps to sink in states that lead nowhere, because these bootstrap from
 one another at gamma^k a step; until then failures look better than progress, and whoever acts by the critic walks into them."""
 
+ASCENT_EPSILON = 1e-5  # Adam's, of chunks that climb, as in the code of DIPO and DDiffPG; a gradient far below it moves nothing
+
 
 class ChunkCritic:
     """E critics of the executed part of a chunk, their targets, and one optimiser.
@@ -32,15 +34,16 @@ class ChunkCritic:
         ensemble: EnsembleCritic,
         *,
         learning_rate: float,
-        target_rate: float,
+        target_rate: float | None,
         pessimism: float,
         initial_logit: float = INITIAL_LOGIT,
     ) -> None:
+        """``target_rate``: share by which targets follow per gradient step; None for a critic without targets."""
         self.ensemble = ensemble
         with torch.no_grad():
             ensemble.head_bias.fill_(initial_logit)
         self.pessimism = pessimism
-        self._target = copy.deepcopy(ensemble).requires_grad_(False)
+        self._target = None if target_rate is None else copy.deepcopy(ensemble).requires_grad_(False)
         self._target_rate = target_rate
         self._optimizer = torch.optim.AdamW(ensemble.parameters(), learning_rate, weight_decay=1e-4, fused=True)
 
@@ -68,6 +71,16 @@ class ChunkCritic:
         value = pessimistic_value(self.chunk_values(condition, chunk), pessimism)
         return torch.autograd.grad(value.sum(), chunk)[0]
 
+    def ascended(self, condition: Tensor, chunk: Tensor, steps: int, learning_rate: float) -> Tensor:
+        """Chunks (B, L, Da) some steps of Adam up the pessimistic Q, within [-1, 1] (DIPO, DDiffPG). Shapes as in :meth:`chunk_values`."""
+        action = chunk.clone()
+        optimizer = torch.optim.Adam([action], learning_rate, eps=ASCENT_EPSILON)
+        for _ in range(steps):
+            action.grad = -self.action_gradient(condition, action, self.pessimism)
+            optimizer.step()
+            action.clamp_(-1.0, 1.0)
+        return action
+
     def lower_bound(self, values: Tensor) -> Tensor:
         """What selection at run time reads off an ensemble: (E, ...) to (...)."""
         return pessimistic_value(values, self.pessimism)
@@ -75,6 +88,7 @@ class ChunkCritic:
     @torch.no_grad()
     def target_values(self, condition: Tensor, chunks: Tensor, generator: torch.Generator) -> Tensor:
         """The smaller of two target critics drawn at random, (B, S) (REDQ, Chen et al. 2021, arXiv 2101.05982)."""
+        assert self._target is not None
         pair = torch.randperm(self.ensemble.heads, generator=generator)[:2]
         return torch.sigmoid(_logits(self._target, condition, chunks, pair)).min(0).values
 
@@ -89,20 +103,23 @@ class ChunkCritic:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.ensemble.parameters() if p.grad is not None])
         self._optimizer.step()
-        with torch.no_grad():  # or autograd would remember every step
-            torch._foreach_lerp_(list(self._target.parameters()), list(self.ensemble.parameters()), self._target_rate)
+        if self._target is not None and self._target_rate is not None:
+            with torch.no_grad():  # or autograd would remember every step
+                torch._foreach_lerp_(list(self._target.parameters()), list(self.ensemble.parameters()), self._target_rate)
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """State by name; the ensemble as ``critic.*``, which is what selection reads."""
         tensors = {f"critic.{name}": tensor for name, tensor in self.ensemble.state_dict().items()}
-        tensors |= {f"target_critic.{name}": tensor for name, tensor in self._target.state_dict().items()}
+        if self._target is not None:
+            tensors |= {f"target_critic.{name}": tensor for name, tensor in self._target.state_dict().items()}
         return tensors | optimizer_state(self._optimizer, "critic_optimizer.")
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of :meth:`tensors`. Raises RuntimeError on another network's."""
         self.ensemble.load_state_dict(select(tensors, "critic."))
-        self._target.load_state_dict(select(tensors, "target_critic."))
+        if self._target is not None:
+            self._target.load_state_dict(select(tensors, "target_critic."))
         restore_optimizer(self._optimizer, tensors, "critic_optimizer.")
 
 

@@ -11,8 +11,9 @@ from otpr_policy.errors import TaskError
 from otpr_policy.success import SuccessRate
 from otpr_sim import registry
 from otpr_sim.env import TaskSpec
+from otpr_sim.rollout import EpisodeResult, check_fit
 from otpr_sim.shift import preset as shift_preset
-from otpr_trainer.rollout import SEED_LIMIT, EpisodeResult, Episodes, check_fit, run_episodes
+from otpr_trainer.rollout import SEED_LIMIT, Episodes, run_episodes
 from otpr_trainer.sources import PolicySource
 
 DEFAULT_SEED = 10_000  # training and tuning use small seeds; reported numbers come from episodes that neither has seen

@@ -21,17 +21,19 @@ from torch import Tensor
 from otpr_policy.errors import DemonstrationError, EnvironmentSetupError, RunError
 from otpr_policy.success import SuccessRate
 from otpr_sim import registry
+from otpr_sim.rollout import check_fit
 from otpr_sim.shift import preset as shift_preset
 from otpr_sim.vector import VectorEnv
 from otpr_trainer import learner
 from otpr_trainer.actor import DiffusionActor
 from otpr_trainer.checkpoint import Checkpoint, select
 from otpr_trainer.config import not_negative, positive, setting
-from otpr_trainer.data.replay import Replay, Trajectory, of_demonstrations
+from otpr_trainer.data.replay import Replay, Trajectory, of_corrections, of_demonstrations
+from otpr_trainer.diffusion import Chain
 from otpr_trainer.interaction import Account, Actor, Played, play
 from otpr_trainer.learner import Setup, retry_seed
 from otpr_trainer.policy import DiffusionPolicy
-from otpr_trainer.rollout import SEED_LIMIT, check_fit
+from otpr_trainer.rollout import SEED_LIMIT
 from otpr_trainer.run import SEEN
 from otpr_trainer.sampler import ChunkSampler
 
@@ -83,6 +85,7 @@ class Rounds(learner.Learner):
     learn from a round (:meth:`learn`).
     """
 
+    chain: Chain
     unit = "step"
     log_every = 1  # a row per round
     checkpoint_every = 5000
@@ -253,6 +256,7 @@ class ReplayRounds(Rounds):
 
     Attributes:
         actor: whose conditions, normalised chunks and, on request, candidates are what replay holds.
+        demonstrations: rows of replay that are demonstrations; they are the first.
     """
 
     def __init__(self, config: PlaySettings, setup: Setup, *, gamma: float = 1.0, candidates: int = 0) -> None:
@@ -272,13 +276,20 @@ class ReplayRounds(Rounds):
         assert setup.start is not None
         spec = self.policy_config.spec
         self.actor = self.make_actor(setup.start)
+        self.chain = self.actor.reverse
         self.replay = Replay(spec.observation_horizon, spec.chunk_length, spec.executed_length, gamma)
         self._candidates = candidates
+        if any(episode.operator is not None for episode in setup.demos.episodes):
+            raise DemonstrationError("the demonstrations are in part a policy's, which an operator corrected: give them as --corrections")
         for trajectory in of_demonstrations(setup.demos):
             self.see(trajectory)
             self.replay.add(trajectory, self.actor, candidates)
         if not len(self.replay):
             raise DemonstrationError(f"no demonstration is as long as a chunk of {spec.chunk_length} steps")
+        self.demonstrations = len(self.replay)
+        for trajectory in of_corrections(setup.corrections, setup.demos, spec.chunk_length) if setup.corrections else ():
+            self.see(trajectory)
+            self.replay.add(trajectory, self.actor, candidates)
 
     @abstractmethod
     def make_actor(self, start: DiffusionPolicy) -> ChunkSampler:

@@ -45,7 +45,6 @@ class CloningFineTuner(FineTuner):
     def __init__(self, config: Settings, setup: Setup, *, demo_share: float, gamma: float = 1.0) -> None:
         """``demo_share``: share of demonstrations in a batch. ``gamma``: discount of one control step, for replay."""
         super().__init__(config, setup, gamma=gamma)
-        self.demonstrations = len(self.replay)
         self._demo_share = demo_share
 
     def acting(self) -> Actor:

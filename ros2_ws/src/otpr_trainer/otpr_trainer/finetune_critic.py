@@ -79,7 +79,6 @@ class CriticFineTuner(FineTuner):
         config: the algorithm's settings. Set by the subclass.
         critic: what chooses. Set by the subclass.
         learnt: what holds all of its state; the critic itself, or what it is part of. Set by the subclass.
-        demonstrations: rows of replay that are demonstrations; they are the first.
     """
 
     config: CriticSettings
@@ -89,7 +88,6 @@ class CriticFineTuner(FineTuner):
     def __init__(self, config: CriticSettings, setup: Setup, *, candidates: int = 0) -> None:
         """``candidates``: chunks of the policy that replay caches in each state."""
         super().__init__(config, setup, gamma=config.gamma, candidates=candidates)
-        self.demonstrations = len(self.replay)
 
     @property
     def selecting(self) -> Choosing:

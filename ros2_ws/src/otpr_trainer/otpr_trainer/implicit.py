@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from otpr_trainer.checkpoint import optimizer_state, restore_optimizer, select
 from otpr_trainer.critic import ChunkCritic
 from otpr_trainer.data.replay import Transitions
 from otpr_trainer.finetune_critic import CriticSettings
 from otpr_trainer.networks.critic import EnsembleCritic
 from otpr_trainer.policy import PolicyConfig
 from otpr_trainer.selection import CriticConfig
+from otpr_trainer.value import StateCritic
 
 HEADS = 2
 PESSIMISM = 1.0  # with two heads, mean - 1 standard deviation is their minimum, which is IQL's value of a chunk
@@ -31,7 +31,7 @@ class ImplicitCritic:
 
     Attributes:
         q: the critics of chunks, with their targets.
-        v: network of V(s).
+        v: V(s).
         expectile: tau, of Q that V regresses to; 0.5 is the mean.
     """
 
@@ -43,43 +43,34 @@ class ImplicitCritic:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             q = critic_config(settings).network(policy)
-            self.v = EnsembleCritic(policy.condition_size, 0, settings.critic_width, settings.critic_depth, 1)
+            v = EnsembleCritic(policy.condition_size, 0, settings.critic_width, settings.critic_depth, 1)
         self.q = ChunkCritic(q, learning_rate=rate, target_rate=settings.target_rate, pessimism=PESSIMISM)
-        self._v_optimizer = torch.optim.AdamW(self.v.parameters(), rate, weight_decay=1e-4, fused=True)
-
-    def value(self, condition: Tensor) -> Tensor:
-        """V(s), (B,), in (0, 1). condition: (B, To * Do)."""
-        return torch.sigmoid(self.v(condition, condition.new_empty((len(condition), 0))))[0]
+        self.v = StateCritic(v, learning_rate=rate, weight_decay=1e-4, name="v")
 
     def v_loss(self, batch: Transitions, conditions: Tensor, generator: torch.Generator) -> Tensor:
         """E |tau - 1(u < 0)| u^2 with u = min_i Q'_i(s, a) - V(s) (eq. 5). conditions: those that the batch's states are rows of."""
         condition, chunk = conditions[batch.state], batch.chunk[:, None, : self.executed_length]
-        u = self.q.target_values(condition, chunk, generator)[:, 0] - self.value(condition)
+        u = self.q.target_values(condition, chunk, generator)[:, 0] - torch.sigmoid(self.v.logit(condition))
         return ((self.expectile - (u < 0).float()).abs() * u**2).mean()
 
     def q_loss(self, batch: Transitions, conditions: Tensor) -> Tensor:
         """E (r + gamma^k V(s') - Q_i(s, a))^2 (eq. 6), mean over the two critics."""
-        with torch.no_grad():
-            y = batch.backup(self.value(conditions[batch.next_state]), observed_returns=False)
+        y = batch.backup(self.v.value(conditions[batch.next_state]), observed_returns=False)
         logits = self.q.ensemble(conditions[batch.state], batch.chunk[:, : self.executed_length])
         return functional.mse_loss(torch.sigmoid(logits), y.expand_as(logits))
 
     def update(self, batch: Transitions, conditions: Tensor, generator: torch.Generator) -> dict[str, Tensor | float]:
         """One gradient step of V, then of Q. Returns metrics."""
         v_loss = self.v_loss(batch, conditions, generator)
-        self._v_optimizer.zero_grad()
-        v_loss.backward()  # type: ignore[no-untyped-call]
-        self._v_optimizer.step()
+        self.v.step(v_loss)
         q_loss = self.q_loss(batch, conditions)
         return {"q/loss": q_loss, "v/loss": v_loss, "q/gradient": self.q.step(q_loss)}
 
     def tensors(self) -> dict[str, Tensor]:
         """State by name, see :meth:`ChunkCritic.tensors`; V as ``v.*``."""
-        v = {f"v.{name}": tensor for name, tensor in self.v.state_dict().items()}
-        return self.q.tensors() | v | optimizer_state(self._v_optimizer, "v_optimizer.")
+        return self.q.tensors() | self.v.tensors()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of :meth:`tensors`. Raises KeyError or RuntimeError on another network's."""
         self.q.restore(tensors)
-        self.v.load_state_dict(select(tensors, "v."))
-        restore_optimizer(self._v_optimizer, tensors, "v_optimizer.")
+        self.v.restore(tensors)

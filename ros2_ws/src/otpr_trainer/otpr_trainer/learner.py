@@ -10,6 +10,7 @@ from torch import Tensor
 
 from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.data.demonstrations import Demonstrations
+from otpr_trainer.diffusion import Chain
 from otpr_trainer.policy import DiffusionPolicy, PolicyConfig
 
 
@@ -22,6 +23,7 @@ class Setup:
         demos: demonstrations of it.
         seed: of all that the learner draws.
         workers: simulator processes, for an algorithm that plays episodes.
+        corrections: episodes in which an operator helped a policy; None without, or for an algorithm that does not learn from them.
         start: the policy of ``--init RUN``, in evaluation mode, the learner's own copy; None for an algorithm that starts from nothing.
     """
 
@@ -30,6 +32,7 @@ class Setup:
     seed: int
     workers: int = 1
     start: DiffusionPolicy | None = None
+    corrections: Demonstrations | None = None
 
 
 class Diverged(Exception):
@@ -45,6 +48,7 @@ class Learner(Protocol):
     Args:
         policy_config: what the policy under ``policy.`` in a checkpoint is built from.
         critic_config: plain data that the critic under ``critic.`` in a checkpoint is built from; None without one.
+        chain: what its own evaluations act with, and so ``otpr eval`` and ``otpr export`` by default; None where it has none.
         unit: what is counted: ``it`` for gradient steps, ``step`` for environment steps.
         total: the budget in units, at least 1.
         step: units done; at or beyond ``total`` training is finished.
@@ -54,6 +58,7 @@ class Learner(Protocol):
 
     policy_config: PolicyConfig
     critic_config: dict[str, Any] | None = None
+    chain: Chain | None = None
     unit: str
     total: int
     step: int
@@ -93,6 +98,7 @@ class Algorithm(Protocol):
     """A module of an algorithm: one file; see docs/adding-a-method.md.
 
     One that starts from nothing and whose policies are no diffusions also has ``SAMPLER``, the sampler that comparisons judge them with.
+    One that learns from ``--corrections`` says so with ``CORRECTIONS = True``.
     One whose policies act with a chain of their own (``PolicyConfig.own_chain``) says so with ``OWN_CHAIN = True``.
     """
 

@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 from otpr_sim import registry
 from otpr_sim.env import StepResult, TaskEnv
+from otpr_sim.rollout import EpisodeResult, check_fit, run_episode
 from otpr_sim.shift import preset as shift_preset
 from otpr_sim.video import VideoWriter, captioned, writing
-from otpr_trainer.rollout import EpisodeResult, check_fit, run_episode
 from otpr_trainer.sources import PolicySource
 
 WIDTH, HEIGHT = 640, 480

@@ -50,6 +50,9 @@ class RunConfig:
     critic: dict[str, Any] | None = None  # CriticConfig.to_json() of a run whose checkpoints hold a critic to act with
     init: str | None = None  # directory of the run whose policy this one started from, as given; None when from nothing
     init_sha256: str | None = None  # of that policy's weights, otpr_trainer.start.weights_sha256
+    corrections: str | None = None  # directory, as given
+    corrections_sha256: str | None = None
+    acting: dict[str, Any] | None = None  # sampler, steps and eta of the run's own evaluations; None of one that has none
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,8 @@ class SoftActorCritic(ReplayRounds):
         self.policy.load_state_dict(setup.start.state_dict(), strict=False)  # all that both have
         self.policy.eval().requires_grad_(False).gaussian.requires_grad_(True)
         self.policy_config = self.policy.config
-        self.critic = self.make_critic(self.executed_length, setup.seed)
+        self.chain = self.policy_config.own_chain or self.actor.reverse
+        self.critic = self.make_critic(self.executed_length, setup.seed, config.target_rate)
         self.entropy = EntropyActor(
             self.policy.gaussian,
             learning_rate=config.actor_learning_rate,
@@ -234,7 +235,7 @@ class SoftActorCritic(ReplayRounds):
 
     def evaluated(self) -> dict[str, Actor]:
         """The Gaussian's mode, as ``otpr eval`` does."""
-        return {"policy": AsEvaluated(TorchPolicy(self.policy, self.policy_config.own_chain or self.actor.reverse))}
+        return {"policy": AsEvaluated(TorchPolicy(self.policy, self.chain))}
 
     # Learning
 
@@ -307,15 +308,14 @@ class SoftActorCritic(ReplayRounds):
         """Standard normal draws."""
         return torch.randn(shape, generator=self.generator)
 
-    def make_critic(self, length: int, seed: int) -> ChunkCritic:
-        """Critics of chunks of this length."""
+    def make_critic(self, length: int, seed: int, target_rate: float | None) -> ChunkCritic:
+        """Critics of chunks of this length. ``target_rate``: None for critics without targets."""
         config, policy = self.config, self.actor.policy.config
         size = length * policy.spec.action.size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             ensemble = EnsembleCritic(policy.condition_size, size, config.critic_width, config.critic_depth, config.critic_heads)
-        rates = {"learning_rate": config.critic_learning_rate, "target_rate": config.target_rate}
-        return ChunkCritic(ensemble, pessimism=0.0, **rates)
+        return ChunkCritic(ensemble, pessimism=0.0, learning_rate=config.critic_learning_rate, target_rate=target_rate)
 
 
 def by_turns(first: int, second: int) -> Iterator[bool]:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from otpr_policy.errors import OutputError, RunError
+from otpr_sim.rollout import signature
 from otpr_trainer import checkpoint
 from otpr_trainer import run as runs
 from otpr_trainer.checkpoint import Checkpoint
 from otpr_trainer.data.demonstrations import Header
 from otpr_trainer.policy import ChainPolicy, DiffusionPolicy, PolicyConfig
-from otpr_trainer.rollout import signature
 from otpr_trainer.run import Run, build_policy
 
 _FILE = "start.safetensors"

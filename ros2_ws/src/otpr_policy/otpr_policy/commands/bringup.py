@@ -14,6 +14,7 @@ from types import FrameType
 
 from otpr_policy import artifact, bringup, contract
 from otpr_policy.cli import Command
+from otpr_policy.desktop import check_desktop
 from otpr_policy.errors import ContractError, EnvironmentSetupError, OutputError
 from otpr_policy.supervisor import Supervisor
 
@@ -30,6 +31,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=arguments["sim"].default == "true",
         help=arguments["sim"].description,
     )
+    parser.add_argument("--view", action="store_true", help=arguments["view"].description)
     parser.add_argument("--record", metavar="DIR", default=arguments["record"].default, help=arguments["record"].description)
     parser.add_argument("--use-sim-time", action="store_true", help=arguments["use_sim_time"].description)
     parser.add_argument(
@@ -79,6 +81,10 @@ def _check(options: argparse.Namespace) -> None:
     robot.check_serves(artifact.load(Path(options.policy)).manifest.policy)
     if options.sim and robot.twin is None:
         raise ContractError(f"robot {robot.robot} has no twin; start it with --no-sim")
+    if options.view:
+        if not options.sim:
+            raise EnvironmentSetupError("--view shows the simulation, and with --no-sim there is none")
+        check_desktop(os.environ, sys.platform)
     if options.record and Path(options.record).exists() and not Path(options.record).is_dir():
         raise OutputError(f"cannot record into {options.record}: it is not a directory")
 

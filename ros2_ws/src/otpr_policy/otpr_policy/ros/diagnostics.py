@@ -25,7 +25,7 @@ def diagnostics(
     state: State,
     reason: str,
     counters: Counters,
-    timeline: TimelineCounters,
+    timeline: TimelineCounters | None,
     inference: Percentiles | None,
     facts: dict[str, str],
     warnings: Sequence[str] = (),
@@ -34,7 +34,7 @@ def diagnostics(
 
     ``warnings``: what is wrong with the machine rather than with the robot; each is in the message and makes an OK a WARN.
     """
-    values = {key: str(value) for key, value in (asdict(counters) | asdict(timeline)).items()}
+    values = {key: str(value) for key, value in (asdict(counters) | ({} if timeline is None else asdict(timeline))).items()}
     if inference is not None:
         values |= {f"inference_{key}_ms": f"{value:.4f}" for key, value in inference.to_json().items()}
     message = "; ".join([f"{state.value}: {reason}" if reason else state.value, *warnings])

@@ -30,7 +30,9 @@ _RIVALS_PERIOD_S = 0.1
 class Guard:
     """Watches from configure to cleanup; between :meth:`start` and :meth:`close` with a thread of its own."""
 
-    def __init__(self, node: Node, contract: RobotContract, keep: Callable[[Any], Any], on_rival: Callable[[str], None]) -> None:
+    def __init__(
+        self, node: Node, contract: RobotContract, keep: Callable[[Any], Any], on_rival: Callable[[str], None], commands: bool = True
+    ) -> None:
         """Subscribes and looks for other commanders from now on.
 
         Args:
@@ -38,11 +40,12 @@ class Guard:
             contract: the robot's.
             keep: notes an entity that cleanup has to destroy.
             on_rival: called, from the executor's thread, with why another commander must stop the robot.
+            commands: False for a node that only proposes: it has no rivals, and needs nobody's hand on a switch.
         """
         self._node = node
-        self._topics = (contract.pose_command.topic, contract.gripper_command.topic)
+        self._topics = (contract.pose_command.topic, contract.gripper_command.topic) if commands else ()
         self._on_rival = on_rival
-        self._switch = contract.dead_man_switch
+        self._switch = contract.dead_man_switch if commands else None
         self._dead_man: DeadMan | None = None
         self.permit = Permit()
         self._watchdog: Watchdog | None = None

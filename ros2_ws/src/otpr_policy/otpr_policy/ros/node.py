@@ -5,6 +5,7 @@
     activate     able to move; the control thread ticks      deactivate  stop the thread, not engaged
     ~/engage     allowed to move (std_srvs/SetBool)          ~/reset     clear a stop (std_srvs/Trigger)
     ~/load       another policy, without stopping            ~/save      write the last seconds to a file (std_srvs/Trigger)
+    ~/takeover   the operator has the robot (std_srvs/SetBool, operator_link.py)
 
 Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread
 ticks and publishes; inference has threads of its own (inference_worker.py), and so has ~/load (hot_swap.py). ``_lock`` guards the
@@ -23,17 +24,16 @@ from pathlib import Path
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from std_msgs.msg import Float64MultiArray, String
+from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
+from otpr_policy.actors import Actors, Mode, parse_mode
 from otpr_policy.chunk import episode_rng
 from otpr_policy.contract import ObservationSource, RobotContract, load_contract
 from otpr_policy.control import MAY_MOVE, ControlLoop, State
 from otpr_policy.dead_man import AfterRelease
 from otpr_policy.errors import ContractError, OtprError
-from otpr_policy.health import Percentiles
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.inference_worker import Waiting
 from otpr_policy.loading import PolicySlot
@@ -41,6 +41,7 @@ from otpr_policy.observation import Missing, ObservationBuffer
 from otpr_policy.realtime import Role, Scheduler
 from otpr_policy.ros.control_thread import ControlThread, Pacing, parse_pacing
 from otpr_policy.ros.diagnostics import diagnostics
+from otpr_policy.ros.entities import Entities
 from otpr_policy.ros.flight import NodeFlight
 from otpr_policy.ros.guard import Guard
 from otpr_policy.ros.hot_swap import PARAMETER, HotSwap
@@ -49,12 +50,12 @@ from otpr_policy.ros.messages import (
     LATCHED_QOS,
     MESSAGE_CLASSES,
     decode,
-    encode_gripper,
-    encode_pose,
     offered_command_qos,
     stamp_to_ns,
     subscription_qos,
 )
+from otpr_policy.ros.operator_link import OperatorLink
+from otpr_policy.ros.outlet import CommandOutlet, Outlet, ProposalOutlet
 from otpr_policy.ros.parameters import PolicyParameters, declare
 from otpr_policy.ros.process import run_node
 
@@ -74,7 +75,7 @@ class PolicyNode(LifecycleNode):
         self._loop: ControlLoop | None = None
         self._undo: list[Callable[[], None]] = []  # what configure has begun
         self._thread: ControlThread | None = None
-        self._entities: list[Any] = []  # what configure made, in order
+        self._entities = Entities()  # what configure made
         self._published_state = ""
         self._logged_state: State | None = None
         self._engagements = 0
@@ -86,14 +87,10 @@ class PolicyNode(LifecycleNode):
         """Loads, verifies, warms up, subscribes. A mistake of the user's fails the transition with one line in the log."""
         try:
             self._configure()
-        except OtprError as error:
-            self.failure = str(error)
-            self.get_logger().error(f"cannot configure: {error}")
-            self._unconfigure()
-            return TransitionCallbackReturn.FAILURE
         except Exception as error:  # rclpy would swallow it; the reason must be seen, and what was made so far undone
-            self.failure = repr(error)
-            self.get_logger().error(f"cannot configure:\n{traceback.format_exc()}")
+            users = isinstance(error, OtprError)
+            self.failure = str(error) if users else repr(error)
+            self.get_logger().error(f"cannot configure: {error}" if users else f"cannot configure:\n{traceback.format_exc()}")
             self._unconfigure()
             return TransitionCallbackReturn.FAILURE
         return super().on_configure(state)
@@ -105,20 +102,20 @@ class PolicyNode(LifecycleNode):
         gc.collect()
         gc.freeze()  # a collection over everything loaded so far would pause a tick by tens of milliseconds
         self.scheduler.lock_memory()
-        self._slot.resume()
-        if self._pacing is Pacing.CLOCK:  # in lockstep the world waits for us, however long we take
-            publishers = (self._pose_publisher, self._gripper_publisher)
-            self._guard.start(self._slot.running.spec.period_s, self._control, self._is_fresh, publishers, self._tell_stopped)
+        if self._slot is not None:
+            self._slot.resume()
+        if self._pacing is Pacing.CLOCK and self._outlet.publishers:  # in lockstep the world waits for us, however long we take
+            self._guard.start(self._actors.period_s, self._control, self._is_fresh, self._outlet.publishers, self._tell_stopped)
         self._thread = ControlThread(
-            self._flight.around(self._tick),
+            self._tick if self._flight is None else self._flight.around(self._tick),
             pacing=self._pacing,
-            period_s=self._slot.running.spec.period_s,
+            period_s=self._actors.period_s,
             data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             buffer=self._buffer,
             counters=self._control.counters,
             on_start=self._enter_control,
         )
-        self.get_logger().info(f"ready: {self._slot.running.describe(self._contract.robot)}; engage with ~/engage")
+        self.get_logger().info(f"ready: {self._actors.describe(self._contract.robot)}; engage with ~/engage")
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -155,52 +152,67 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self) -> None:
         path = str(self.get_parameter(PARAMETER).value)
-        if not path or not self.parameters.robot:
-            raise ContractError("parameters 'policy' and 'robot' must be given")
+        if not self.parameters.robot:
+            raise ContractError("parameter 'robot' must be given")
         if self.parameters.noise_seed < 0:
             raise ContractError(f"parameter 'noise_seed' is {self.parameters.noise_seed}, must be 0 or more")
         self._pacing = parse_pacing(self.parameters.pacing)
+        mode = parse_mode(self.parameters.mode, path)
         self._contract: RobotContract = load_contract(self.parameters.robot)
-        waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
-        open_session = partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu)
-        self._slot = PolicySlot(Path(path), self._contract, waiting, open_session, partial(self.scheduler.enter, Role.INFERENCE))
-        self._undo.append(partial(self._slot.close, self.get_logger().error))
-        running = self._slot.running
-        self._buffer = ObservationBuffer(running.spec.observation, self._contract.max_ages_s())
-        contract, switch, finger = self._contract, self._contract.dead_man_switch, self._contract.measured_finger
+        self._slot: PolicySlot | None = None
+        self._actors = Actors(mode, self._contract, partial(self._open_slot, Path(path)))
+        source = self._actors.source
+        self._buffer = ObservationBuffer(source.observation, self._contract.max_ages_s())
+        contract, switch = self._contract, self._contract.dead_man_switch
         after = AfterRelease.ENGAGE if switch is None else switch.after_release
-        self._control = ControlLoop(
-            running.worker, self._buffer, contract.limits, contract.stop_after_s, measured_finger=finger, after_release=after
-        )
+        finger, limits = contract.measured_finger, contract.limits
+        self._control = ControlLoop(source, self._buffer, limits, contract.stop_after_s, measured_finger=finger, after_release=after)
         self._loop = self._control
-        self._flight = NodeFlight(self, self.parameters, contract, self._control, self.scheduler, self._keep)
-        self._undo.append(self._flight.close)
+        self._flight: NodeFlight | None = None
+        if self._slot is not None:
+            self._flight = NodeFlight(self, self.parameters, contract, self._control, self.scheduler, self._entities.keep)
+            self._undo.append(self._flight.close)
         self._subscribe()
         self._advertise()
-        self._guard = Guard(self, contract, self._keep, self._on_rival)
-        self._undo.append(HotSwap(self, self._swap, lambda: self._slot.running).close)
+        self._guard = Guard(self, contract, self._entities.keep, self._on_rival, commands=mode is not Mode.SHADOW)
+        if (slot := self._slot) is not None:
+            self._undo.append(HotSwap(self, partial(self._swap, slot), lambda: slot.running).close)
 
-    def _swap(self, path: Path) -> None:
+    def _open_slot(self, path: Path) -> PolicySlot:
+        waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
+        open_session = partial(OnnxPolicy.from_artifact, allow_cpu=self.parameters.allow_cpu)
+        self._slot = PolicySlot(path, self._contract, waiting, open_session, partial(self.scheduler.enter, Role.INFERENCE))
+        self._undo.append(partial(self._slot.close, self.get_logger().error))
+        return self._slot
+
+    def _swap(self, slot: PolicySlot, path: Path) -> None:
         """Lets another policy file take over; in the thread of ~/load."""
-        self._slot.swap(path, self._control, self._buffer, self._lock, self._data_time_ns)
+        slot.swap(path, self._control, self._buffer, self._lock, self._data_time_ns)
         self._publish_identity()
 
     def _publish_identity(self) -> None:
-        self._flight.add_policy(self._slot.running)
-        self._identity_publisher.publish(String(data=json.dumps(self._slot.running.identity())))
+        if self._slot is not None and self._flight is not None:
+            self._flight.add_policy(self._slot.running)
+        self._identity_publisher.publish(String(data=json.dumps(self._actors.identity())))
 
     def _subscribe(self) -> None:
-        for topic, sources in self._contract.sources_by_topic(self._slot.running.spec.observation.names).items():
+        for topic, sources in self._contract.sources_by_topic(self._actors.source.observation.names).items():
             source = next(iter(sources.values()))
             callback = partial(self._on_message, sources)
             kind = MESSAGE_CLASSES[source.type]
-            self._keep(self.create_subscription(kind, topic, callback, subscription_qos(source.reliability)))
+            self._entities.keep(self.create_subscription(kind, topic, callback, subscription_qos(source.reliability)))
 
     def _advertise(self) -> None:
-        contract, keep = self._contract, self._keep
-        qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(self._slot.running.spec.period_s)
-        self._pose_publisher = keep(self.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, qos))
-        self._gripper_publisher = keep(self.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, qos))
+        contract, keep = self._contract, self._entities.keep
+        period_s = self._actors.period_s
+        if self._actors.mode is Mode.SHADOW:
+            report = Path(self.parameters.report) if self.parameters.report else None
+            self._outlet: Outlet = ProposalOutlet(self, keep, contract, period_s, report)
+        else:
+            qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(period_s)
+            self._outlet = CommandOutlet(self, keep, contract, qos)
+        if self._actors.stream is not None:
+            self._link = OperatorLink(self, keep, self._actors, contract, self._data_time_ns, self._lock, self._control.counters)
         self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))
         self._state_publisher = keep(self.create_publisher(String, "~/state", LATCHED_QOS))
         self._identity_publisher = keep(self.create_publisher(String, "~/artifact", LATCHED_QOS))
@@ -213,24 +225,12 @@ class PolicyNode(LifecycleNode):
         self._loop = None
         while self._undo:
             self._undo.pop()()
-        destroy: dict[str, Callable[[Any], bool]] = {
-            "Subscription": self.destroy_subscription,
-            "Publisher": self.destroy_publisher,
-            "LifecyclePublisher": self.destroy_lifecycle_publisher,
-            "Service": self.destroy_service,
-            "Timer": self.destroy_timer,
-        }
-        while self._entities:
-            destroy[type(self._entities[-1]).__name__](self._entities.pop())
-
-    def _keep(self, entity: Any) -> Any:
-        """Notes what cleanup has to destroy, the moment it exists: the next one may fail to be made."""
-        self._entities.append(entity)
-        return entity
+        self._entities.destroy(self)
 
     def _stop_ticking(self, reason: str) -> None:
         if self._thread is not None:
-            self._slot.interrupt()
+            if self._slot is not None:
+                self._slot.interrupt()
             self._thread.close()
             self._thread = None
             self._guard.close()
@@ -238,6 +238,7 @@ class PolicyNode(LifecycleNode):
             with self._lock:
                 self._loop.disengage(reason)
             self._publish_state()
+            self._outlet.close(self._actors.identity())
 
     # Control thread
 
@@ -252,14 +253,12 @@ class PolicyNode(LifecycleNode):
         try:
             self._guard.beat()
             with self._lock:  # over publishing too: once a service has disengaged, nothing more is sent
+                if self._actors.mode is Mode.SHADOW:
+                    self._engagements += self._control.go_on(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
                 command = self._control.tick(now_ns, self._guard.released())
                 if command is not None:
-                    # Everything is encoded before anything is sent: a failure leaves nothing half-sent.
-                    pose = encode_pose(command.target, self._contract.pose_command.frame, command.stamp_ns)
-                    gripper = encode_gripper(command.target)
-                    if self._guard.permit.revoked is None:  # asked last: however long all this took, the watchdog had its say
-                        self._gripper_publisher.publish(gripper)
-                        self._pose_publisher.publish(pose)
+                    # The permit is asked last: however long all this took, the watchdog had its say.
+                    self._outlet.publish(command, lambda: self._guard.permit.revoked is None)
             self._publish_state()
             return command is not None
         except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
@@ -357,10 +356,11 @@ class PolicyNode(LifecycleNode):
         self._published_state = state
         self._state_publisher.publish(String(data=state))
         self.get_logger().error(state)
-        self._flight.stopped(reason)
+        if self._flight is not None:
+            self._flight.stopped(reason)
 
     def _publish_diagnostics(self) -> None:
-        facts = {"robot": self._contract.robot, "providers": ", ".join(self._slot.running.providers), "realtime": self.scheduler.describe()}
+        facts = {"robot": self._contract.robot, "realtime": self.scheduler.describe()} | self._actors.facts() | self._outlet.facts()
         self._diagnostics_publisher.publish(
             diagnostics(
                 self.get_fully_qualified_name(),
@@ -368,9 +368,9 @@ class PolicyNode(LifecycleNode):
                 self._control.state if self._guard.permit.revoked is None else State.STOPPED,
                 self._guard.permit.revoked or self._control.reason,
                 self._control.counters,
-                self._control.executor.counters,
-                Percentiles.of(list(self._slot.running.worker.durations_s)),
-                facts | self._slot.running.identity() | self._control.seams.facts(),
+                self._actors.chunks(),
+                self._actors.inference(),
+                facts | self._control.seams.facts(),
                 [denial.what for denial in self.scheduler.denials],
             )
         )

@@ -40,10 +40,16 @@ def declare(node: Node, kind: type[_T]) -> _T:
 class PolicyParameters:
     """Parameters of the policy node."""
 
-    policy: str = parameter("", "path of the policy artifact (.onnx); a change takes effect at ~/load or at configure", read_only=False)
+    policy: str = parameter(
+        "", "path of the policy artifact (.onnx), none in mode teleop; a change takes effect at ~/load or at configure", read_only=False
+    )
     robot: str = parameter("", "name of an installed robot contract, or path of one (.yaml)")
+    mode: str = parameter(
+        "command", "'command': the policy commands the robot; 'shadow': it only proposes; 'teleop': an operator commands, without a policy"
+    )
     autostart: bool = parameter(False, "configure and activate at start; engaging stays a call of its own")
     pacing: str = parameter("clock", "what makes a control tick: 'clock' (the policy's rate) or 'observation' (lockstep with a simulation)")
+    report: str = parameter("", "in mode shadow: file (.json) for the comparison with what was commanded; empty: none")
     noise_seed: int = parameter(0, "seed of the denoising noise; engagement i draws from the stream (seed, i)")
     flight_seconds: float = parameter(30.0, "how much the flight recorder keeps in memory [s]")
     flight_directory: str = parameter("", "directory of saved flights; by default otpr/flights in ROS_HOME, which is ~/.ros")

@@ -51,12 +51,11 @@ def run_node(
         signal.signal(number, request_stop)
     supervisor = os.environ.get(SUPERVISOR_VARIABLE)  # not our parent of this moment: that may be gone already
     try:
+        _check_supervised(supervisor)  # imports take long: an orphan must not join the graph, were it for a moment
         with _in_order(make, list(sys.argv if arguments is None else arguments)) as (node, executor):
             while not stop_requested:
                 executor.spin_once(timeout_sec=_POLL_S)
-                if supervisor is not None and supervisor != str(os.getppid()):
-                    print("error: the process that started this node is gone", file=sys.stderr, flush=True)
-                    return 1
+                _check_supervised(supervisor)
                 if not keep_on(node):
                     return 1
             return 0
@@ -66,6 +65,11 @@ def run_node(
     finally:
         for number in _STOP_SIGNALS:  # all is done; a second signal while Python exits must not turn success into failure
             signal.signal(number, signal.SIG_IGN)
+
+
+def _check_supervised(supervisor: str | None) -> None:
+    if supervisor is not None and supervisor != str(os.getppid()):
+        raise EnvironmentSetupError("the process that started this node is gone")
 
 
 def start_ros(arguments: list[str] | None = None, context: Context | None = None) -> None:

@@ -86,12 +86,12 @@ class Learner(Rounds):
         self.config = config
         self.policy = copy.deepcopy(setup.start).eval().requires_grad_(False)
         self._perturbed = copy.deepcopy(self.policy)
-        self._reverse = reverse_chain(self.policy.schedule, "ddim", min(config.sampling_steps, self.policy.schedule.steps), eta=1.0)
+        self.chain = reverse_chain(self.policy.schedule, "ddim", min(config.sampling_steps, self.policy.schedule.steps), eta=1.0)
         self._pairs: list[tuple[Tensor, float, float]] = []  # of this round: direction, return of its plus side, of its minus side
 
     def acting(self) -> Actor:
         """As ``otpr eval`` does with the same sampler."""
-        return AsEvaluated(TorchPolicy(self.policy, self._reverse))
+        return AsEvaluated(TorchPolicy(self.policy, self.chain))
 
     def evaluated(self) -> dict[str, Actor]:
         """The unperturbed policy."""
@@ -109,7 +109,7 @@ class Learner(Rounds):
             sides = []
             for sign in (1.0, -1.0):
                 vector_to_parameters(theta + sign * self.config.noise * direction, self._searched(self._perturbed))
-                sides.append(self.played_by(AsEvaluated(TorchPolicy(self._perturbed, self._reverse)), numbers))
+                sides.append(self.played_by(AsEvaluated(TorchPolicy(self._perturbed, self.chain)), numbers))
             found += [episode for side in sides for episode in side]
             plus, minus = ({episode.episode: self._return(episode) for episode in side} for side in sides)
             if both := plus.keys() & minus.keys():

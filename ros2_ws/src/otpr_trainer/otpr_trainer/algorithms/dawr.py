@@ -88,7 +88,7 @@ class Learner(CloningFineTuner):
         self.config = config
         size = self.policy_config.condition_size
         rate = config.critic_learning_rate
-        self.value = StateCritic(size, config.critic_width, config.critic_depth, learning_rate=rate, seed=setup.seed)
+        self.value = StateCritic.new(size, config.critic_width, config.critic_depth, learning_rate=rate, seed=setup.seed)
         self.advantage = torch.zeros(0)
 
     def returns(self) -> tuple[Tensor, Tensor]:

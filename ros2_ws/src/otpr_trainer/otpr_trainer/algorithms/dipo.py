@@ -23,7 +23,6 @@ from otpr_trainer.learner import Setup
 NAME = "dipo"
 NEEDS_INIT = True
 VARIANTS: dict[str, dict[str, Any]] = {"paper": {**PAPER, "action_steps": 20, "action_learning_rate": 0.03}}
-ADAM_EPSILON = 1e-5  # the authors'; a gradient far below it moves nothing
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,8 @@ class Learner(TDFineTuner):
 
     def ascended(self, condition: Tensor, chunk: Tensor) -> Tensor:
         """Chunks some steps of Adam up the pessimistic Q, within [-1, 1]; what is not carried out stays. (B, Ta, Da)."""
-        action = self.executed(chunk).clone()
-        optimizer = torch.optim.Adam([action], self.config.action_learning_rate, eps=ADAM_EPSILON)
-        for _ in range(self.config.action_steps):
-            action.grad = -self.critic.action_gradient(condition, action, self.critic.pessimism)
-            optimizer.step()
-            action.clamp_(-1.0, 1.0)
+        config = self.config
+        action = self.critic.ascended(condition, self.executed(chunk), config.action_steps, config.action_learning_rate)
         return torch.cat([action, chunk[:, self.executed_length :]], 1)
 
     def improve(self, rows: Tensor) -> None:

@@ -164,8 +164,8 @@ class Learner(Rounds):
             likelihood_std=config.likelihood_std,
             learning_rate=config.actor_learning_rate,
         )
-        self.policy_config = self.actor.policy.config
-        self.critic = StateCritic(
+        self.policy_config, self.chain = self.actor.policy.config, self.actor.reverse
+        self.critic = StateCritic.new(
             self.policy_config.condition_size,
             config.critic_width,
             config.critic_depth,
@@ -191,7 +191,7 @@ class Learner(Rounds):
 
     def evaluated(self) -> dict[str, Actor]:
         """Without exploration noise, as ``otpr eval`` does with the same sampler."""
-        return {"policy": AsEvaluated(TorchPolicy(self.actor.policy, self.actor.reverse))}
+        return {"policy": AsEvaluated(TorchPolicy(self.actor.policy, self.chain))}
 
     def keep(self, episode: Played) -> None:
         """Until the end of the round."""

@@ -62,7 +62,7 @@ class Learner(SoftActorCritic):
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup)
-        self.noise_critic = self.make_critic(self.actor.spec.chunk_length, setup.seed)
+        self.noise_critic = self.make_critic(self.actor.spec.chunk_length, setup.seed, target_rate=None)  # it bootstraps from none
 
     @property
     def config(self) -> Config:

@@ -38,6 +38,7 @@ from otpr_trainer.selection import CriticConfig
 
 NAME = "otpr"
 NEEDS_INIT = True
+CORRECTIONS = True
 GUIDING_TEMPERATURE = 0.1  # the released code's
 BACKUP_CANDIDATES = 2  # of those cached in the next state, over which a target averages; more cost time and hardly change the mean
 
@@ -243,7 +244,7 @@ class Learner(CriticFineTuner):
         size = self.config.batch_size
         keypoints = size if not transporting else self._keypoint_rows_per_batch()
         transported = size - keypoints
-        keypoints = min(keypoints, self.demonstrations)
+        keypoints = min(keypoints, self.demonstrations + len(self._rows_of(Origin.CORRECTION)))
         pending: list[Targets] = []
         for _ in range(count):
             batch = [self.keypoints(keypoints)] if keypoints else []
@@ -281,11 +282,19 @@ class Learner(CriticFineTuner):
         """``count`` of the given rows, or of the demonstrations where there are none; with replacement."""
         return rows[self.integers(len(rows), count)] if len(rows) else self.integers(self.demonstrations, count)
 
+    def _rows_of(self, origin: Origin) -> Tensor:
+        return (self.replay.transitions.origin == origin).nonzero()[:, 0]
+
     def _keypoint_rows(self, count: int) -> Tensor:
-        """Demonstrations and own successes, half and half."""
-        origin = self.replay.transitions.origin
+        """Experts' and own successes, half and half; of the experts' half are an operator's corrections, if there are any.
+
+        There are few corrections, and they are where the policy fails: drawn like others they would hardly be seen.
+        """
         own = count // 2 if self.config.own_keypoints else 0
-        return torch.cat([self.integers(self.demonstrations, count - own), self._some_of((origin == Origin.SUCCESS).nonzero()[:, 0], own)])
+        corrections = self._rows_of(Origin.CORRECTION)
+        corrected = (count - own) // 2 if len(corrections) else 0
+        demonstrated = self.integers(self.demonstrations, count - own - corrected)
+        return torch.cat([demonstrated, self._some_of(self._rows_of(Origin.SUCCESS), own), self._some_of(corrections, corrected)])
 
     def _block_rows(self) -> Tensor:
         """States with something to gain, from all that was played. For the pool NEAR, the neighbours of one of them.
@@ -299,7 +308,7 @@ class Learner(CriticFineTuner):
 
     def _rows_to_transport(self, count: int) -> Tensor:
         origin = self.replay.transitions.origin
-        played = (origin != Origin.DEMONSTRATION).nonzero()[:, 0]
+        played = ((origin != Origin.DEMONSTRATION) & (origin != Origin.CORRECTION)).nonzero()[:, 0]
         if self.pool is not Pool.NEAR:
             return self._with_gain(self._some_of(played, self.config.gain_sampling * count), count)
         anchor = self._with_gain(self._some_of(played, self.config.gain_sampling), 1)

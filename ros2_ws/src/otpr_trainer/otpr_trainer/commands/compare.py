@@ -9,7 +9,7 @@ from pathlib import Path
 
 from otpr_policy.cli import Command
 from otpr_policy.errors import PlanError
-from otpr_trainer.workers import default_workers
+from otpr_sim.workers import default_workers
 
 
 def _add_arguments(parser: ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from otpr_policy.cli import Command
 from otpr_policy.errors import DemonstrationError
-from otpr_trainer.workers import default_workers
+from otpr_sim.workers import default_workers
 
 if TYPE_CHECKING:
     from otpr_trainer.data.collect import Attempts

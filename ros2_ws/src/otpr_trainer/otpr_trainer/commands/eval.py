@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from argparse import SUPPRESS, ArgumentParser, Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,28 @@ from otpr_policy.errors import OutputError, RunError, TaskError
 from otpr_policy.spec import PolicySpec
 from otpr_policy.timeline import lanes_needed
 from otpr_sim import registry
+from otpr_sim.workers import default_workers
+from otpr_trainer.commands.export import ACTING_HELP, acting
 from otpr_trainer.evaluate import DEFAULT_SEED, EvaluationResult, evaluate
 from otpr_trainer.sources import CANDIDATES_HELP, PolicySource, WeightsSource, load_artifact
-from otpr_trainer.workers import default_workers
 
 if TYPE_CHECKING:
     from otpr_trainer.record import Recording
 
 DEFAULT_VIDEO_EPISODES = 3
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A policy to evaluate. ``task``: that it was trained for; ``sha256``: of a file, None of a run; the rest is how it acts."""
+
+    source: PolicySource
+    task: str
+    sha256: str | None
+    candidates: int
+    sampler: str
+    steps: int
+    eta: float
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -31,9 +46,11 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=100, help="episodes to run")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="seed of scenes and policy noise; equal seeds are paired episodes")
     parser.add_argument("--workers", type=int, default=default_workers(), help="simulator processes; the result does not depend on it")
-    parser.add_argument("--sampler", help="of a run: ddpm (default) or ddim of a diffusion, bridge of an interpolant")
-    parser.add_argument("--steps", type=int, help="of a run: denoising steps, by default all that it was trained with")
-    parser.add_argument("--eta", type=float, help="of a run with ddim or bridge: share of noise, 0 (default, deterministic) to 1")
+    parser.add_argument("--sampler", help=f"of a run: ddim or ddpm of a diffusion, bridge of an interpolant; {ACTING_HELP}")
+    parser.add_argument("--steps", type=int, help="of a run: denoising steps (default: see --sampler; all for ddpm)")
+    parser.add_argument(
+        "--eta", type=float, help="of a run with ddim or bridge: share of noise, 0 (deterministic) to 1 (default: likewise)"
+    )
     parser.add_argument("--candidates", type=int, metavar="S", help=f"of a run: {CANDIDATES_HELP}; by default 1")
     parser.add_argument(
         "--inference-delay",
@@ -54,29 +71,32 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def _run(arguments: Namespace) -> int:
-    source, trained_task, sha256, candidates = _open(arguments)
-    task = registry.spec(arguments.task or trained_task).name  # a name that does not exist is said to be that
-    if task != trained_task:
-        raise TaskError(f"{arguments.target} was trained for task {trained_task!r}, not {task!r}")
-    recording = _record(arguments, source, task)  # first, so that a machine that cannot draw is noticed before the long part
+    judged = _open(arguments)
+    task = registry.spec(arguments.task or judged.task).name  # a name that does not exist is said to be that
+    if task != judged.task:
+        raise TaskError(f"{arguments.target} was trained for task {judged.task!r}, not {task!r}")
+    recording = _record(arguments, judged.source, task)  # first, so that a machine that cannot draw is noticed before the long part
     options = {"episodes": arguments.episodes, "seed": arguments.seed, "workers": arguments.workers}
-    delay_ticks = parse_delay(arguments.inference_delay, source.spec)
+    delay_ticks = parse_delay(arguments.inference_delay, judged.source.spec)
     if delay_ticks and recording is not None:
         raise TaskError("--inference-delay does not go with --video, which shows the policy without delay")
-    result = evaluate(source, task, preset=arguments.preset, delay_ticks=delay_ticks, **options)
-    run = str(arguments.target) if sha256 is None else None
+    result = evaluate(judged.source, task, preset=arguments.preset, delay_ticks=delay_ticks, **options)
+    run = str(arguments.target) if judged.sha256 is None else None
     if recording is not None:
         _compare(recording, result)
     if arguments.json:
         video = None if recording is None else {"path": str(recording.path), "frames": recording.frames, "renderer": recording.renderer}
-        print(json.dumps({**result.to_json(), "artifact_sha256": sha256, "run": run, "candidates": candidates, "video": video}))
+        denoising = {"sampler": judged.sampler, "steps": judged.steps, "eta": judged.eta}
+        how = {"artifact_sha256": judged.sha256, "run": run, "candidates": judged.candidates, "denoising": denoising}
+        print(json.dumps({**result.to_json(), **how, "video": video}))
         return 0
     rows = {
         "policy": str(arguments.target),
-        "sha256": sha256 or "(a training run)",
+        "sha256": judged.sha256 or "(a training run)",
         "task": f"{task}, preset {result.preset}",
-        "candidates": str(candidates),
-        **({"delay": _describe_delay(delay_ticks, source.spec)} if delay_ticks else {}),
+        "denoising": f"{judged.steps} steps of {judged.sampler}, eta {judged.eta:g}",
+        "candidates": str(judged.candidates),
+        **({"delay": _describe_delay(delay_ticks, judged.source.spec)} if delay_ticks else {}),
         "success": f"{result.success}  (95 % Wilson interval)",
         "steps": f"{result.mean_steps:.1f} on average, horizon {result.task.horizon}",
         "means": result.task.success_rule,
@@ -131,21 +151,24 @@ def _compare(recording: "Recording", result: EvaluationResult) -> None:
             print(f"otpr: episode {shown.episode} went differently on video; the environment does not repeat itself", file=sys.stderr)
 
 
-def _open(arguments: Namespace) -> tuple[PolicySource, str, str | None, int]:
-    """The policy, the task it was trained for, its identity if it is a file, and its number of candidates."""
+def _open(arguments: Namespace) -> Judged:
+    """The policy that is asked for. Raises RunError or ArtifactError."""
     if arguments.target.is_dir():
         from otpr_trainer import run as runs
 
         run = runs.load(arguments.target)
         candidates = 1 if arguments.candidates is None else arguments.candidates
-        source = WeightsSource.of_run(run, arguments.sampler, arguments.steps, arguments.eta or 0.0, candidates)
-        return source, run.config.task, None, candidates
+        source = WeightsSource.of_run(run, *acting(run, arguments.sampler, arguments.steps, arguments.eta), candidates)
+        chain = run.base_config.chain(source.sampler, source.steps, source.eta)
+        return Judged(source, run.config.task, None, candidates, chain.sampler, chain.steps, chain.eta)
     if any(option is not None for option in (arguments.sampler, arguments.steps, arguments.eta, arguments.candidates)):
         raise RunError(
             "a policy file has its sampler, steps and candidates built in; --sampler, --steps, --eta and --candidates are for training runs"
         )
     policy, graph = load_artifact(arguments.target)
-    return graph, policy.manifest.provenance.task, policy.sha256, policy.manifest.selection.candidates
+    manifest = policy.manifest
+    how, candidates = manifest.denoising, manifest.selection.candidates
+    return Judged(graph, manifest.provenance.task, policy.sha256, candidates, how.sampler, how.steps, how.eta)
 
 
 COMMAND = Command("Measure a policy's success rate over seeded episodes in simulation.", _add_arguments, _run)

@@ -4,26 +4,50 @@
 import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from otpr_policy.cli import Command
 from otpr_policy.success import SuccessRate
+from otpr_sim.workers import default_workers
 from otpr_trainer.evaluate import DEFAULT_SEED
 from otpr_trainer.sources import CANDIDATES_HELP
-from otpr_trainer.workers import default_workers
+
+if TYPE_CHECKING:
+    from otpr_trainer.run import Run
 
 DEFAULT_STEPS = 5  # of DDIM: as successful as all 20 steps of DDPM on Lift, in a quarter of the time
 DEFAULT_SAMPLER = "ddim"  # of a diffusion
 DEFAULT_ETA = 1.0  # on Lift eta = 0 failed in up to 5 episodes of 100 where 1 failed in none: it commands half-open grippers
 
 
+ACTING_HELP = f"by default as in the run's own evaluations; of a run that has none, {DEFAULT_SAMPLER} with {DEFAULT_STEPS} steps and eta 1"
+
+
+def acting(run: "Run", sampler: str | None, steps: int | None, eta: float | None) -> tuple[str, int | None, float]:
+    """Sampler, steps and eta of a run's policy where a user leaves some open (None): as in the run's own evaluations.
+
+    Of a run that has none, such as a cloned one: few steps with full noise. Another sampler than these takes all steps if not told
+    otherwise. What cannot be is refused by ``PolicyConfig.chain``. Raises RunError when the run is damaged.
+    """
+    config = run.base_config
+    if config.own_chain is not None:
+        return sampler or config.own_chain.sampler, steps, config.own_chain.eta if eta is None else eta
+    few: dict[str, Any] = {"sampler": config.samplers[-1], "steps": min(DEFAULT_STEPS, config.train_steps), "eta": DEFAULT_ETA}
+    stated = {**few, **(run.config.acting or {})}
+    sampler = sampler or stated["sampler"]
+    if steps is None:
+        steps = next((one["steps"] for one in (stated, few) if one["sampler"] == sampler), None)
+    return sampler, steps, stated["eta"] if eta is None else eta
+
+
 def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of a training run; its newest checkpoint is exported")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="policy file to write, such as lift.onnx")
     parser.add_argument(
-        "--sampler", help="of a diffusion: ddim (any number of steps, the default) or ddpm (all steps); of an interpolant: bridge"
+        "--sampler", help=f"of a diffusion: ddim (any number of steps) or ddpm (all steps); of an interpolant: bridge; {ACTING_HELP}"
     )
-    parser.add_argument("--steps", type=int, help=f"denoising steps in the file (default: {DEFAULT_STEPS}, all for ddpm)")
-    parser.add_argument("--eta", type=float, help=f"of ddim and bridge: share of noise, 0 (deterministic) to 1 (default: {DEFAULT_ETA:g})")
+    parser.add_argument("--steps", type=int, help="denoising steps in the file (default: see --sampler; all for ddpm)")
+    parser.add_argument("--eta", type=float, help="of ddim and bridge: share of noise, 0 (deterministic) to 1 (default: see --sampler)")
     parser.add_argument("--candidates", type=int, default=1, metavar="S", help=CANDIDATES_HELP)
     parser.add_argument(
         "--committed-prefix",
@@ -49,13 +73,7 @@ def _run(arguments: Namespace) -> int:
     from otpr_trainer.weights import Weights
 
     run = runs.load(arguments.run)
-    config = run.base_config
-    few = config.samplers[-1]
-    sampler, steps, eta = arguments.sampler or few, arguments.steps, arguments.eta
-    if steps is None and sampler == few and config.own_chain is None:
-        steps = min(DEFAULT_STEPS, config.train_steps)
-    if eta is None:
-        eta = DEFAULT_ETA if config.own_chain is None else config.own_chain.eta
+    sampler, steps, eta = acting(run, arguments.sampler, arguments.steps, arguments.eta)
     policy = export(
         run,
         arguments.out,

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, cast
 from otpr_policy import __version__
 from otpr_policy.cli import Command
 from otpr_policy.errors import DemonstrationError, RunError
-from otpr_trainer.workers import default_workers
+from otpr_sim.workers import default_workers
 
 if TYPE_CHECKING:
+    from otpr_trainer.data.demonstrations import Demonstrations
     from otpr_trainer.learner import Algorithm, Learner, Setup
     from otpr_trainer.run import Run, RunConfig
 
@@ -56,6 +57,8 @@ def _add_arguments(parser: ArgumentParser, algorithm: "Algorithm") -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="directory of the run")
     parser.add_argument("--task", default=SUPPRESS, help="task name, such as lift or gym:<id> (with --resume: as the run says)")
     parser.add_argument("--demos", type=Path, default=SUPPRESS, metavar="DIR", help="demonstrations (with --resume: as the run says)")
+    corrections = "episodes in which an operator took over, as further expert keypoints (with --resume: as the run says)"
+    parser.add_argument("--corrections", type=Path, default=SUPPRESS, metavar="DIR", help=corrections)
     start = "run whose policy to start from (with --resume: the copy that the run keeps)" if algorithm.NEEDS_INIT else SUPPRESS
     parser.add_argument("--init", type=Path, default=SUPPRESS, metavar="RUN", help=start)
     parser.add_argument("--seed", type=int, default=SUPPRESS, help="seed of all that training draws (default: 0)")
@@ -105,6 +108,8 @@ def _check_flags(arguments: Namespace, algorithm: "Algorithm") -> None:
         raise RunError(f"--seed must be in 0..{SEED_LIMIT - 1}, got {arguments.seed}")
     if "init" in arguments and not algorithm.NEEDS_INIT:
         raise RunError(f"{algorithm.NAME} starts from nothing; --init is for algorithms that fine-tune a policy")
+    if "corrections" in arguments and not getattr(algorithm, "CORRECTIONS", False):
+        raise RunError(f"{algorithm.NAME} does not learn from corrections; otpr does")
     needed = ("task", "demos", "init") if algorithm.NEEDS_INIT else ("task", "demos")
     missing = [f"--{name}" for name in needed if name not in arguments]
     if missing and not arguments.resume:
@@ -137,11 +142,12 @@ def _new(arguments: Namespace, algorithm: "Algorithm") -> _Plan:
     registry.spec(arguments.task)  # refuses an unknown task before the demonstrations can be of another
     config = algorithm.Config(**_asked(arguments, algorithm))
     demos = demonstrations.load(arguments.demos, arguments.task)
+    corrections = demonstrations.load(arguments.corrections, arguments.task) if "corrections" in arguments else None
     policy = None
     if algorithm.NEEDS_INIT:
         start.refuse_overwriting(arguments.init, arguments.out)
         policy = start.open_start(arguments.init, arguments.task, demos.header, config)
-    return _Plan(config, Setup(arguments.task, demos, getattr(arguments, "seed", 0), arguments.workers, policy), None)
+    return _Plan(config, Setup(arguments.task, demos, getattr(arguments, "seed", 0), arguments.workers, policy, corrections), None)
 
 
 def _create(arguments: Namespace, algorithm: "Algorithm", plan: _Plan, learner: "Learner") -> "Run":
@@ -149,7 +155,7 @@ def _create(arguments: Namespace, algorithm: "Algorithm", plan: _Plan, learner: 
     from otpr_trainer import run as runs
     from otpr_trainer import start
 
-    policy = plan.setup.start
+    policy, corrections, chain = plan.setup.start, plan.setup.corrections, learner.chain
     config = runs.RunConfig(
         algorithm=algorithm.NAME,
         task=plan.setup.task,
@@ -164,6 +170,9 @@ def _create(arguments: Namespace, algorithm: "Algorithm", plan: _Plan, learner: 
         critic=learner.critic_config,
         init=None if policy is None else str(arguments.init),
         init_sha256=None if policy is None else start.weights_sha256(policy),
+        corrections=None if corrections is None else str(arguments.corrections),
+        corrections_sha256=None if corrections is None else corrections.sha256,
+        acting=None if chain is None else {"sampler": chain.sampler, "steps": chain.steps, "eta": chain.eta},
     )
     run = runs.create(arguments.out, config, arguments.overwrite)
     if policy is not None:
@@ -187,11 +196,23 @@ def _resumed(arguments: Namespace, algorithm: "Algorithm") -> _Plan:
     demos = demonstrations.load(getattr(arguments, "demos", Path(run.config.demos)), run.config.task)
     if demos.sha256 != run.config.demos_sha256:
         raise DemonstrationError(f"the demonstrations are not those that {run.directory} was started with (sha256 differs)")
+    corrections = _kept_corrections(arguments, run)
     if "init" in arguments:
         other = start.open_start(arguments.init, run.config.task, demos.header, config)
         if start.weights_sha256(other) != run.config.init_sha256:
             raise RunError(f"--init {arguments.init} is not the policy that {run.directory} started from; leave --init out to go on")
-    return _Plan(config, Setup(run.config.task, demos, run.config.seed, arguments.workers, start.kept(run)), run)
+    return _Plan(config, Setup(run.config.task, demos, run.config.seed, arguments.workers, start.kept(run), corrections), run)
+
+
+def _kept_corrections(arguments: Namespace, run: "Run") -> "Demonstrations | None":
+    """The run's corrections, found again. Raises DemonstrationError when they are not those that it was started with."""
+    from otpr_trainer.data import demonstrations
+
+    given = getattr(arguments, "corrections", None if run.config.corrections is None else Path(run.config.corrections))
+    found = None if given is None else demonstrations.load(given, run.config.task)
+    if (None if found is None else found.sha256) != run.config.corrections_sha256:
+        raise DemonstrationError(f"the corrections are not those that {run.directory} was started with (sha256 differs)")
+    return found
 
 
 def _refuse_changes(arguments: Namespace, algorithm: "Algorithm", config: "RunConfig") -> None:
@@ -213,6 +234,7 @@ DAWR = command("otpr_trainer.algorithms.dawr", "Fine-tune by cloning weighted by
 DQL = command("otpr_trainer.algorithms.dql", "Fine-tune by cloning and the gradient of Q through the chain (Diffusion-QL).")
 QSM = command("otpr_trainer.algorithms.qsm", "Fine-tune by matching the policy's score to the gradient of Q (QSM).")
 DIPO = command("otpr_trainer.algorithms.dipo", "Fine-tune by cloning chunks that climb Q in replay (DIPO).")
+DDIFFPG = command("otpr_trainer.algorithms.ddiffpg", "Fine-tune by cloning chunks that climb the Q of their mode (DDiffPG).")
 QVPO = command("otpr_trainer.algorithms.qvpo", "Fine-tune by cloning the policy's best samples, weighted by Q (QVPO).")
 DPPO = command("otpr_trainer.algorithms.dppo", "Fine-tune by policy gradients through the denoising chain (DPPO).")
 ARS = command("otpr_trainer.algorithms.ars", "Fine-tune by random search on the policy's parameters (ARS).")

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from otpr_trainer.commands.export import DEFAULT_ETA
-from otpr_trainer.compare.plan import BUDGET_SETTING, DEMONSTRATIONS, MethodPlan, Plan, TaskPlan, own_chain, sampler
+from otpr_trainer.compare.plan import BUDGET_SETTING, DEMONSTRATIONS, MethodPlan, Plan, TaskPlan, fine_tunes, own_chain, sampler
 
 PLACE = "DIR"  # stands for the comparison's directory in a job's words, so that a record holds wherever that is moved to
 
@@ -74,18 +74,25 @@ class Job:
 
 def jobs(plan: Plan) -> tuple[Job, ...]:
     """All jobs, each after those that it needs. Seeds come one after the other, so that early ones can be compared early."""
-    return tuple(job for seed in plan.seeds for task in plan.tasks for job in _jobs_of(plan, task, seed))
-
-
-def _jobs_of(plan: Plan, task: TaskPlan, seed: int) -> list[Job]:
-    collect = _collect(task, seed)
     start = MethodPlan(plan.start.algorithm, plan.start.algorithm, plan.start.settings)
-    cloned = _train(task, start, seed, init="", budget=0, needs=(collect.name,))
-    found = [collect, cloned, *_evaluations(plan, task, start, seed, cloned)]
-    for method in plan.methods:
-        trained = _train(task, method, seed, init=cloned.run, budget=plan.budget, needs=(collect.name, cloned.name))
-        found += [trained, *_evaluations(plan, task, method, seed, trained)]
-    return found
+    acting = {method.name: _chain_flags(plan, method) for method in (start, *plan.methods)}
+    tuned = {method.name for method in plan.methods if fine_tunes(method.algorithm)}
+
+    def of(task: TaskPlan, seed: int) -> list[Job]:
+        collect = _collect(task, seed)
+        cloned = _train(task, start, seed, init="", budget=0, needs=(collect.name,))
+        found = [collect]
+        for method in (start, *plan.methods):
+            if method is start:
+                trained = cloned
+            elif method.name in tuned:
+                trained = _train(task, method, seed, init=cloned.run, budget=task.budget or plan.budget, needs=(collect.name, cloned.name))
+            else:
+                trained = _train(task, method, seed, init="", budget=0, needs=(collect.name,))
+            found += [trained, *_evaluations(plan, task, method, seed, trained, acting[method.name])]
+        return found
+
+    return tuple(job for seed in plan.seeds for task in plan.tasks for job in of(task, seed))
 
 
 def _collect(task: TaskPlan, seed: int) -> Job:
@@ -109,7 +116,7 @@ def _train(task: TaskPlan, method: MethodPlan, seed: int, *, init: str, budget: 
     return Job(Kind.TRAIN, task.name, method.name, seed, tuple(words), needs, f"{run}/config.json", guess_s, budget=budget)
 
 
-def _evaluations(plan: Plan, task: TaskPlan, method: MethodPlan, seed: int, trained: Job) -> list[Job]:
+def _evaluations(plan: Plan, task: TaskPlan, method: MethodPlan, seed: int, trained: Job, acting: tuple[str, ...]) -> list[Job]:
     judged = plan.evaluation
     return [
         Job(
@@ -120,7 +127,7 @@ def _evaluations(plan: Plan, task: TaskPlan, method: MethodPlan, seed: int, trai
             (
                 *("eval", f"{PLACE}/{trained.run}", "--task", task.task, "--episodes", str(judged.episodes), "--seed", str(judged.seed)),
                 *("--preset", preset, "--candidates", str(candidates)),
-                *_chain_flags(plan, method),
+                *acting,
                 *("--workers", "1", "--json"),
             ),
             (trained.name,),
@@ -135,10 +142,10 @@ def _evaluations(plan: Plan, task: TaskPlan, method: MethodPlan, seed: int, trai
 
 
 def _chain_flags(plan: Plan, method: MethodPlan) -> tuple[str, ...]:
-    """How to make chunks: the same for all policies but those that have a chain of their own."""
+    """How to make chunks: the same for all policies but those that have a chain of their own, or no diffusion's."""
     if own_chain(method.algorithm):
         return ()
-    return ("--sampler", sampler(plan), "--steps", str(plan.evaluation.steps), "--eta", f"{DEFAULT_ETA:g}")
+    return ("--sampler", sampler(plan, method), "--steps", str(plan.evaluation.steps), "--eta", f"{DEFAULT_ETA:g}")
 
 
 def _flags(settings: Mapping[str, object]) -> list[str]:

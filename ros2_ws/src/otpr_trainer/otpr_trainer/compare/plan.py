@@ -29,12 +29,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # becomes a folder's name
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One task. ``demos``: successful demonstrations per seed. ``label``: what it is called, by default the task's name."""
+    """One task. ``demos``: successful demonstrations per seed. ``label``: what it is called, by default the task's name.
+
+    ``budget``: where the plan's is not meant; 0 where it is.
+    """
 
     task: str
     demos: int
     label: str = ""
     expert: str = ""  # MODULE:NAME, as in `otpr demos collect --expert`; by default the scripted one
+    budget: int = 0
 
     @property
     def name(self) -> str:
@@ -62,7 +66,10 @@ class StartPlan:
 
 @dataclass(frozen=True)
 class MethodPlan:
-    """One way to fine-tune. ``candidates``: ways of acting to judge; 1 is a plain sample, S the critic's choice among S."""
+    """One way to learn. ``candidates``: ways of acting to judge; 1 is a plain sample, S the critic's choice among S.
+
+    One that starts from nothing but the demonstrations, such as ``bridger``, has no part in the budget.
+    """
 
     name: str
     algorithm: str
@@ -72,7 +79,7 @@ class MethodPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A comparison. ``budget``: environment steps of each method's training. ``control``: the method that others are compared with."""
+    """A comparison. ``budget``: environment steps of each method that fine-tunes. ``control``: the method that others are compared with."""
 
     name: str
     tasks: tuple[TaskPlan, ...]
@@ -108,17 +115,19 @@ def load(plan: str) -> Plan:
 
 def resolved_settings(plan: Plan) -> dict[str, dict[str, Any]]:
     """All settings of the start policy and of each method, defaults included, by algorithm or method name. Raises PlanError."""
-    start = {plan.start.algorithm: asdict(_config(plan.start.algorithm, plan.start.settings, "start", fine_tunes=False))}
-    budget = {BUDGET_SETTING: plan.budget}
-    return start | {
-        method.name: asdict(_config(method.algorithm, method.settings, f"method {method.name}", fine_tunes=True, fixed=budget))
-        for method in plan.methods
-    }
+    start = {plan.start.algorithm: asdict(_config(_start(plan.start.algorithm), plan.start.settings, "start"))}
+    return start | {method.name: asdict(_method_config(plan, method)) for method in plan.methods}
 
 
-def sampler(plan: Plan) -> str:
-    """What a plan's policies are evaluated with: as its start policy says, since the methods keep its chain."""
-    return str(getattr(_algorithm(plan.start.algorithm, "start", fine_tunes=False), "SAMPLER", DEFAULT_SAMPLER))
+def fine_tunes(algorithm: str) -> bool:
+    """Whether it starts from the start policy and has a budget; else it has nothing but the demonstrations."""
+    return _installed(algorithm, "method").NEEDS_INIT
+
+
+def sampler(plan: Plan, method: MethodPlan) -> str:
+    """What a policy is evaluated with: methods that fine-tune keep the chain of the start policy."""
+    whose = plan.start.algorithm if fine_tunes(method.algorithm) else method.algorithm
+    return str(getattr(_installed(whose, "method"), "SAMPLER", DEFAULT_SAMPLER))
 
 
 def own_chain(algorithm: str) -> bool:
@@ -150,6 +159,7 @@ def _check(plan: Plan, where: str) -> None:
     try:
         for task in plan.tasks:
             _at_least(1, f"{where}: demos of {task.name}", task.demos)
+            _at_least(0, f"{where}: budget of {task.name}", task.budget)
             registry.spec(task.task)
         for preset in plan.evaluation.presets:
             shift_preset(preset)
@@ -171,9 +181,27 @@ def _at_least(low: int, where: str, value: int) -> None:
         raise PlanError(f"{where} must be at least {low}, got {value}")
 
 
-def _config(name: str, settings: Mapping[str, object], where: str, *, fine_tunes: bool, fixed: Mapping[str, Any] | None = None) -> Any:
+def _start(name: str) -> Algorithm:
+    """Raises PlanError when the algorithm cannot be a start."""
+    algorithm = _installed(name, "start")
+    if algorithm.NEEDS_INIT:
+        raise PlanError(f"start: {name} fine-tunes a policy; a start starts from nothing")
+    return algorithm
+
+
+def _method_config(plan: Plan, method: MethodPlan) -> Any:
+    """A method's configuration. Raises PlanError."""
+    where = f"method {method.name}"
+    algorithm = _installed(method.algorithm, where)
+    if not algorithm.NEEDS_INIT:
+        return _config(algorithm, method.settings, where)
+    if BUDGET_SETTING not in {one.name for one in fields(algorithm.Config)}:
+        raise PlanError(f"{where}: {method.algorithm} has no setting {BUDGET_SETTING!r} to give the budget to")
+    return _config(algorithm, method.settings, where, fixed={BUDGET_SETTING: plan.budget})
+
+
+def _config(algorithm: Algorithm, settings: Mapping[str, object], where: str, *, fixed: Mapping[str, Any] | None = None) -> Any:
     """An algorithm's configuration with these settings."""
-    algorithm = _algorithm(name, where, fine_tunes)
     kind = algorithm.Config
     defaults = {one.name: one.default for one in fields(kind)}
     values: dict[str, Any] = {}
@@ -197,19 +225,8 @@ def _config(name: str, settings: Mapping[str, object], where: str, *, fine_tunes
         raise PlanError(f"{where}: {error}") from error
 
 
-def _algorithm(name: str, where: str, fine_tunes: bool) -> Algorithm:
-    """The algorithm of ``otpr train NAME``. Raises PlanError when there is none, or it cannot have this place in a plan."""
-    algorithm = _installed(name, where)
-    if fine_tunes and not algorithm.NEEDS_INIT:
-        raise PlanError(f"{where}: {name} starts from nothing; a method fine-tunes the start policy")
-    if algorithm.NEEDS_INIT and not fine_tunes:
-        raise PlanError(f"{where}: {name} fine-tunes a policy; a start starts from nothing")
-    if fine_tunes and BUDGET_SETTING not in {one.name for one in fields(algorithm.Config)}:
-        raise PlanError(f"{where}: {name} has no setting {BUDGET_SETTING!r} to give the budget to")
-    return algorithm
-
-
 def _installed(name: str, where: str) -> Algorithm:
+    """The algorithm of ``otpr train NAME``. Raises PlanError when there is none."""
     commands = {words[1]: entry for words, entry in installed_commands().items() if words[0] == "train" and len(words) == 2}
     if name not in commands:
         raise PlanError(f"{where}: {unknown('algorithm', name, commands)}")

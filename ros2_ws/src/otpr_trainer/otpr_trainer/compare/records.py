@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a comparison's directory remembers: the plan that it is of, and each finished job with its outcome."""
 
-import fcntl
 import json
-import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from otpr_policy.errors import OutputError, PlanError
-from otpr_policy.files import make_directory, write_text
+from otpr_policy.files import write_text
+from otpr_policy.lock import locked as locked_by
 from otpr_trainer.compare.jobs import Job
 from otpr_trainer.compare.plan import RECORDS, Plan, resolved_settings
 
@@ -118,27 +116,8 @@ class Records:
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Keeps a second comparison out of a directory. Raises OutputError when there is one in it."""
-    make_directory(directory / RECORDS)
-    handle = os.open(directory / RECORDS / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(f"another 'otpr compare' is at work in {directory}") from error
+    with locked_by(directory / RECORDS, "otpr compare"):
         yield
-    finally:
-        os.close(handle)
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    model = platform.processor() or platform.machine()
-    try:
-        rows = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        model = rows[0] if rows else model
-    except OSError:
-        pass
-    return {"cpu": model, "cores": os.cpu_count() or 1, "system": platform.system(), "python": platform.python_version()}
 
 
 def _flat(data: Any, where: str) -> Iterator[tuple[str, Any]]:

@@ -6,14 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from otpr_policy import __version__
+from otpr_policy.document import Block, Heading, Lines, Picture, Table, Text, html, markdown
 from otpr_policy.errors import EnvironmentSetupError
 from otpr_policy.files import write_text
+from otpr_policy.machine import machine
 from otpr_trainer.compare import bars, curves
-from otpr_trainer.compare.document import Block, Heading, Lines, Picture, Table, Text, html, markdown
 from otpr_trainer.compare.jobs import Job
 from otpr_trainer.compare.overall import Overall, overall
 from otpr_trainer.compare.plan import Plan, shipped
-from otpr_trainer.compare.records import Records, machine
+from otpr_trainer.compare.records import Records
 from otpr_trainer.compare.results import Results, Row, by_table, gather, to_json
 from otpr_trainer.compare.statistics import Estimate
 from otpr_trainer.run import utc_now
@@ -83,8 +84,9 @@ def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pic
             f"Python {here['python']}, one thread per job. {len(jobs) - len(results.missing)} of {len(jobs)} jobs are done."
         ),
         Text(
-            f"Budget {plan.budget} environment steps per method and seed. Evaluation: {plan.evaluation.episodes} episodes with seed "
-            f"{plan.evaluation.seed}, the same scenes for all; DDIM, {plan.evaluation.steps} steps, eta 1."
+            f"Budget {_budgets(plan)} environment steps per seed of each method that fine-tunes. Evaluation: "
+            f"{plan.evaluation.episodes} episodes with seed {plan.evaluation.seed}, the same scenes for all; DDIM, "
+            f"{plan.evaluation.steps} steps, eta 1, or as many of an interpolant; a policy with a chain of its own acts with that."
         ),
     ]
     for task, preset, rows in by_table(results):
@@ -108,6 +110,14 @@ def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pic
     first = tuple(" ".join(("otpr", *job.words)) for job in jobs if job.seed == plan.seeds[0])
     blocks += [Heading(f"Commands of seed {plan.seeds[0]}"), Lines(first, code=True)]
     return blocks + ([Heading("Not done yet"), Lines(results.missing, code=False)] if results.missing else [])
+
+
+def _budgets(plan: Plan) -> str:
+    """The budget, or that of each task where they differ."""
+    budgets = {task.name: task.budget or plan.budget for task in plan.tasks}
+    if len(set(budgets.values())) == 1:
+        return str(next(iter(budgets.values())))
+    return ", ".join(f"{budget} ({name})" for name, budget in budgets.items())
 
 
 def _table(results: Results, rows: list[Row]) -> Table:

@@ -21,7 +21,7 @@ class SeedResult:
         seed: of demonstrations and training.
         outcomes: 1 or 0 for each scene, in order.
         mean_steps: control steps per episode.
-        environment_steps: that training took, 0 for the start policy.
+        environment_steps: that training took, 0 of what was cloned.
         seconds: wall clock of training; None when the run's metrics are gone.
     """
 
@@ -112,11 +112,12 @@ def by_table(results: Results) -> list[tuple[str, str, list[Row]]]:
 def gather(plan: Plan, jobs: tuple[Job, ...], records: Records) -> Results:
     """Reads what is done."""
     done = {job.name: record for job in jobs if (record := records.done(job)) is not None}
+    played = {job.run for job in jobs if job.budget}  # the others have not met the task in training
     found: dict[tuple[str, str, str, int], list[SeedResult]] = {}
     for job in jobs:
         if job.kind is Kind.EVALUATE and job.name in done:
             result = done[job.name].result
-            steps, seconds = _spent(job, records.directory, fine_tuned=job.method != plan.start.algorithm)
+            steps, seconds = _spent(job, records.directory, played=job.run in played)
             outcomes = tuple(int(outcome) for outcome in result["outcomes"])
             found.setdefault((job.task, job.preset, job.method, job.candidates), []).append(
                 SeedResult(job.seed, outcomes, float(result["mean_steps"]), steps, seconds)
@@ -132,11 +133,11 @@ def _place(plan: Plan, key: tuple[str, str, str, int]) -> tuple[int, int]:
     return [task.name for task in plan.tasks].index(key[0]), plan.evaluation.presets.index(key[1])
 
 
-def _spent(job: Job, directory: Path, *, fine_tuned: bool) -> tuple[int, float | None]:
+def _spent(job: Job, directory: Path, *, played: bool) -> tuple[int, float | None]:
     row = last_row(directory / job.run / "metrics.csv")
     if row is None:
         return 0, None
-    return int(row["step"]) if fine_tuned else 0, row["seconds"]
+    return int(row["step"]) if played else 0, row["seconds"]
 
 
 def to_json(results: Results) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ workers and however often collecting was interrupted.
 """
 
 import importlib
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,9 +21,9 @@ from otpr_sim import registry
 from otpr_sim.env import TaskEnv, episode_seed
 from otpr_sim.experts import Expert, expert
 from otpr_sim.shift import preset as shift_preset
-from otpr_trainer.data.demonstrations import Episode, Header, episode_path
+from otpr_sim.workers import ordered_map
+from otpr_trainer.data.demonstrations import Episode, Header, episode_path, remove_set
 from otpr_trainer.rollout import SEED_LIMIT
-from otpr_trainer.workers import ordered_map
 
 SEED_OFFSET = SEED_LIMIT
 """Added to a collection's seed, which no evaluation's can then equal: none starts where a demonstration did."""
@@ -183,15 +182,6 @@ def _start(directory: Path, wanted: Header, overwrite: bool, resume: bool) -> He
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         if not overwrite:
             raise OutputError(f"{directory} exists; choose another path, or pass --overwrite or --resume")
-        _remove(directory)
+        remove_set(directory)
     wanted.write(directory)
     return wanted
-
-
-def _remove(directory: Path) -> None:
-    """Removes a demonstration set and nothing else: what does not look like one is not ours to delete."""
-    try:
-        Header.read(directory)
-    except DemonstrationError as error:
-        raise OutputError(f"{directory} is not a demonstration set, so it is not overwritten: {error}") from error
-    shutil.rmtree(directory)

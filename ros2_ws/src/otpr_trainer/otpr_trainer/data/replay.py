@@ -6,6 +6,7 @@ from enum import IntEnum
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from otpr_policy.errors import DemonstrationError
@@ -20,6 +21,8 @@ class Origin(IntEnum):
     DEMONSTRATION = 0
     SUCCESS = 1  # an own episode that solved the task
     FAILURE = 2
+    CORRECTION = 3  # a chunk that an operator commanded from its first action to its last
+    ASSISTED = 4  # any other chunk of an episode in which an operator helped a policy
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,7 @@ class Trajectory:
         reward: (T,).
         terminated: nothing follows the last state; else it was cut off there and has a value.
         origin: where it comes from.
+        operator: (T + tail,), 1.0 in the steps that an operator commanded; None where nobody helped.
     """
 
     observation: Array
@@ -39,6 +43,7 @@ class Trajectory:
     reward: Array
     terminated: bool
     origin: Origin
+    operator: Array | None = None
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -97,6 +102,12 @@ def transitions(trajectory: Trajectory, chunk: Tensor, executed_length: int, gam
     over = (end == steps) & trajectory.terminated
     discount = np.where(over, 0.0, gamma ** (end - start))
     observed_return = np.array([np.sum(gamma ** np.arange(steps - s) * trajectory.reward[s:]) for s in start])
+    origin = np.full(count, int(trajectory.origin))
+    if trajectory.operator is not None:
+        origin = _origins(trajectory.operator, count, chunk.shape[1])
+        # What an operator made of a policy's chunk says nothing about the policy's.
+        helped = np.array([trajectory.operator[s:steps].any() for s in start])
+        observed_return[helped & (origin == Origin.ASSISTED)] = 0.0
     return Transitions(
         state=torch.as_tensor(first_state + start),
         chunk=chunk[:count],
@@ -104,8 +115,14 @@ def transitions(trajectory: Trajectory, chunk: Tensor, executed_length: int, gam
         observed_return=torch.as_tensor(observed_return, dtype=torch.float32),
         discount=torch.as_tensor(discount, dtype=torch.float32),
         next_state=torch.as_tensor(first_state + end),
-        origin=torch.full((count,), int(trajectory.origin)),
+        origin=torch.as_tensor(origin),
     )
+
+
+def _origins(operator: Array, count: int, chunk_length: int) -> NDArray[np.int64]:
+    """Origin of each of ``count`` windows, (count,): only a whole chunk of an operator is a correction."""
+    whole = np.lib.stride_tricks.sliding_window_view(operator, chunk_length).all(axis=1)[:count]
+    return np.where(whole, int(Origin.CORRECTION), int(Origin.ASSISTED)).astype(np.int64)
 
 
 def of_demonstrations(demos: Demonstrations) -> list[Trajectory]:
@@ -123,7 +140,32 @@ def of_demonstrations(demos: Demonstrations) -> list[Trajectory]:
             )
         steps = int(np.argmax(episode.reward)) + 1
         observation, reward = episode.observation[: steps + 1], episode.reward[:steps]
-        found.append(Trajectory(observation, episode.action, reward, True, Origin.DEMONSTRATION))
+        found.append(Trajectory(observation, episode.action, reward, True, Origin.DEMONSTRATION, episode.operator))
+    return found
+
+
+def of_corrections(corrections: Demonstrations, demos: Demonstrations, chunk_length: int) -> list[Trajectory]:
+    """Episodes in which an operator helped a policy. Only what the operator commanded is an expert's.
+
+    Args:
+        corrections: with labels of the operator's steps.
+        demos: of the same task, fields and rate.
+        chunk_length: Ta; a shorter correction is no chunk.
+
+    Raises:
+        DemonstrationError: other fields or another rate, an episode without labels, or no correction as long as a chunk.
+    """
+    theirs, ours = corrections.header, demos.header
+    if (theirs.observation, theirs.action, theirs.control_rate_hz) != (ours.observation, ours.action, ours.control_rate_hz):
+        raise DemonstrationError("the corrections have other fields, bounds or another rate than the demonstrations")
+    for number, episode in enumerate(corrections.episodes):
+        if episode.operator is None:
+            raise DemonstrationError(
+                f"corrections, episode {number}: it does not say which steps are an operator's; is it a demonstration?"
+            )
+    found = of_demonstrations(corrections)
+    if not any((_origins(t.operator, len(t), chunk_length) == Origin.CORRECTION).any() for t in found if t.operator is not None):
+        raise DemonstrationError(f"no correction is as long as a chunk of {chunk_length} steps")
     return found
 
 
