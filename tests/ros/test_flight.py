@@ -94,7 +94,8 @@ def test_a_stop_is_saved_with_its_reason_and_replays_exactly(make_bench: Callabl
     assert report.exact
     assert report.actions == len(sent) >= 5
     assert report.chunks >= 2
-    assert (report.missing_chunks, report.uncovered_actions) == (0, 0)
+    assert report.uncovered_actions == 0
+    assert report.missing_chunks <= 1  # one may be under way when the robot stops
     stream(bench, 0.3)
     assert len(saved(tmp_path)) == 1, "one stop, one flight"
 
