@@ -123,11 +123,15 @@ def test_an_error_reaches_the_tick_that_collects_it(start: Callable[..., Inferen
 
 def test_an_error_of_before_a_new_start_is_none_of_its_business(start: Callable[..., InferenceWorker]) -> None:
     policy = Slow(error=RuntimeError("device lost"), gate=threading.Event())
-    executor = executor_of(start(policy, Slow()))
+    worker = start(policy, Slow(), waiting=Waiting(PERIOD_S, 0.05, 0.05))
+    executor = executor_of(worker)
     executor.act(0, OBSERVATION)
     executor.reset(episode_rng(0, 0))
     assert policy.gate is not None
     policy.gate.set()
+    while worker.free < 2:
+        time.sleep(0.001)
+    worker._waiting = PATIENT
     assert all(isinstance(executor.act(tick, OBSERVATION), TimedAction) for tick in range(1, 4))
 
 
