@@ -246,8 +246,9 @@ class PolicyNode(LifecycleNode):
 
     def _enter_control(self) -> None:
         self.scheduler.enter(Role.CONTROL)
-        log = self.get_logger().warning if self.scheduler.denials else self.get_logger().info
-        log("; ".join([f"real time: {self.scheduler.describe()}", *(denial.remedy for denial in self.scheduler.denials)]))
+        self.get_logger().info(f"real time: {self.scheduler.describe()}")
+        if self.scheduler.denials:
+            self.get_logger().warning("; ".join(map(str, self.scheduler.denials)))
 
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
