@@ -90,6 +90,12 @@ class Scheduler:
             else:
                 self._denials["fifo"] = denial
 
+    def enter_process(self) -> None:
+        """For a process that has made its node: the calling thread, which will run the executor, the middleware, and Python's lock."""
+        self.enter(Role.CALLBACKS)
+        self.enter_middleware()
+        self.share_interpreter()
+
     def enter_middleware(self) -> None:
         """Schedules every thread of this process that Python did not start. To be called once the middleware has started its threads."""
         if not self.enabled:

@@ -245,8 +245,8 @@ class PolicyNode(LifecycleNode):
     def _enter_control(self) -> None:
         self.scheduler.enter(Role.CONTROL)
         self.get_logger().info(f"real time: {self.scheduler.describe()}")
-        for denial in self.scheduler.denials:
-            self.get_logger().warning(str(denial))
+        if self.scheduler.denials:
+            self.get_logger().warning("; ".join(map(str, self.scheduler.denials)))
 
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
@@ -379,9 +379,7 @@ class PolicyNode(LifecycleNode):
 def make() -> PolicyNode:
     """The node, and active if ``autostart`` says so. Raises ContractError when it cannot be."""
     node = PolicyNode()
-    node.scheduler.enter(Role.CALLBACKS)  # this thread will run the executor
-    node.scheduler.enter_middleware()
-    node.scheduler.share_interpreter()
+    node.scheduler.enter_process()
     if node.parameters.autostart:
         for transition in (node.trigger_configure, node.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:
