@@ -4,6 +4,8 @@
 EPISODES ?= 20
 # Policy file that `make demo` runs.
 POLICY ?= policies/lift.onnx
+# Length of each case of `make bench-realtime` [s].
+SECONDS_EACH ?= 30
 # cpu or gpu: which ONNX Runtime to install, see requirements/runtime-*.txt.
 RUNTIME ?= cpu
 # Package index to take torch from, for another build than the default one (such as torch's own index of CPU builds).
@@ -35,7 +37,7 @@ unexport PYTHONPATH
 unexport AMENT_PREFIX_PATH
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow check format train-lift bench-sim bench-candidates bench-transport bench-bridger mutate-safety env env-sim env-trainer clean
+.PHONY: help demo test test-slow check format train-lift bench-sim bench-candidates bench-transport bench-bridger bench-inference bench-realtime bench-ros mutate-safety env env-sim env-trainer clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -80,6 +82,15 @@ bench-bridger: env-trainer  ## success of BRIDGER by steps, source, form and dem
 
 mutate-safety: env  ## breaks the safety layer in every small way and asks whether a test notices; writes out/mutation/safety.json
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/mutate_safety.py
+
+bench-inference: env-trainer  ## one inference on one thread: torch, the exported graph, plain C; writes out/bench/inference.json
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python benchmarks/inference.py
+
+bench-realtime: env-sim  ## missed ticks of a 100 Hz loop beside busy processes, with SCHED_FIFO and without (SECONDS_EACH=30; 600 is the long one)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/realtime.py --seconds $(SECONDS_EACH)
+
+bench-ros: env-sim  ## from observation to command over ROS 2, against a bare rclpy echo node; writes out/bench/ros_latency.json
+	@OMP_NUM_THREADS=1 ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST $(BIN)/python benchmarks/ros_latency.py
 
 env: env-trainer $(DONE)/dev  ## the whole environment, in .venv
 

@@ -73,7 +73,7 @@ def test_another_schema_version_is_refused_and_named(version: Any) -> None:
 ADDED = {
     2: [("", "selection", {}), ("parity", "near_ties", 0), ("parity", "value_error", 0.0)],
     3: [("policy", "reads_previous", False), ("denoising", "source", "gaussian")],
-    4: [("policy", "reads_committed", False)],
+    4: [("policy", "reads_committed", False), ("parity", "weights", "fp32")],
 }
 """Section, name and a value of the keys that each version added."""
 

@@ -3,6 +3,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -46,11 +48,11 @@ def test_a_thread_gets_its_roles_priority_and_no_other_thread_does() -> None:
         return _schedule(), _in_thread(_schedule)
 
     seen = [_in_thread(lambda role=role: enter(role)) for role in Role]  # type: ignore[misc]
-    assert [own for own, _ in seen] == [(os.SCHED_FIFO, priority) for priority in (10, 9, 8, 7, 6)]
+    assert [own for own, _ in seen] == [(os.SCHED_FIFO, priority) for priority in (10, 9, 8, 7, 6, 5)]
     assert {child for _, child in seen} == {(os.SCHED_OTHER, 0)}, "a thread that such a thread starts inherits its priority"
     assert _schedule() == before
     assert scheduler.denials == ()
-    assert "watchdog 10, control 9, callbacks 8, inference 7, flight 6" in scheduler.describe()
+    assert "watchdog 10, control 9, middleware 8, callbacks 7, inference 6, flight 5" in scheduler.describe()
 
 
 @needs_fifo
@@ -90,7 +92,7 @@ def test_a_scheduler_that_is_off_asks_for_nothing_and_denies_nothing(monkeypatch
 
 @pytest.mark.parametrize("priority", [4, 99, 0, -1])
 def test_a_priority_that_leaves_no_room_is_refused(priority: int) -> None:
-    with pytest.raises(ContractError, match=r"outside 5 \.\. 98"):
+    with pytest.raises(ContractError, match=r"outside 6 \.\. 98"):
         Scheduler(priority=priority)
 
 
@@ -118,3 +120,32 @@ def test_memory_is_not_locked_under_a_limit_that_a_growing_process_would_hit(mon
 def test_an_unlimited_memlock_limit_permits_locking(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert realtime.may_lock_memory()
+
+
+@needs_fifo
+def test_threads_that_python_did_not_start_are_the_middlewares() -> None:
+    """A child process, since it is for a whole process; a thread of C's own stands for the middleware's."""
+    code = (
+        "import ctypes, os, threading\n"
+        "from otpr_policy.realtime import Scheduler\n"
+        "libc, thread = ctypes.CDLL(None), ctypes.c_ulong()\n"
+        "libc.pthread_create(ctypes.byref(thread), None, libc.pause, None)\n"
+        "ours = {t.native_id for t in threading.enumerate()}\n"
+        "(other,) = {int(name) for name in os.listdir('/proc/self/task')} - ours\n"
+        "Scheduler(priority=10).enter_middleware()\n"
+        "print(os.sched_getparam(other).sched_priority, os.sched_getparam(0).sched_priority, flush=True)\n"
+        "os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["8", "0"]
+
+
+def test_a_thread_that_waits_for_the_interpreter_has_it_soon_unless_real_time_is_declined() -> None:
+    usual = sys.getswitchinterval()
+    try:
+        Scheduler(enabled=False).share_interpreter()
+        assert sys.getswitchinterval() == usual
+        Scheduler().share_interpreter()
+        assert sys.getswitchinterval() <= 1e-3
+    finally:
+        sys.setswitchinterval(usual)

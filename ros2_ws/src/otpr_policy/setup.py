@@ -29,6 +29,7 @@ setup(
         "otpr.checks": ["robot = otpr_policy.checks:findings"],
         "console_scripts": ["otpr = otpr_policy.cli:main"],
         "otpr.commands": [
+            "bench = otpr_policy.commands.bench:COMMAND",
             "bringup = otpr_policy.commands.bringup:COMMAND",
             "disengage = otpr_policy.commands.engage:DISENGAGE",
             "doctor = otpr_policy.commands.doctor:COMMAND",

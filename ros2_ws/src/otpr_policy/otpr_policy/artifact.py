@@ -98,6 +98,8 @@ class Parity:
         2, 0
     )  # inputs whose best candidates' values differ by less than rounding, where any of these candidates is accepted
 
+    weights: str = _since(4, "fp32")  # how matrices are stored; of others than fp32, ``step_errors`` are those of the graph before it
+
     def __post_init__(self) -> None:
         if not 0 <= self.near_ties <= self.inputs:
             raise ArtifactError(f"{self.near_ties} near ties among {self.inputs} random inputs cannot be")

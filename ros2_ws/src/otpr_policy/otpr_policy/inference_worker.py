@@ -8,6 +8,7 @@ closing waits for it only so long.
 import math
 import threading
 import time
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,9 @@ _CLOSE_S = 0.5
 class DelayEstimate:
     """After how many ticks a chunk is expected, from what inference took lately."""
 
-    def __init__(self, period_s: float, spare_s: float, percentile: float = 99.0, margin: float = 0.25, window: int = 256) -> None:
+    MARGIN = 0.25
+
+    def __init__(self, period_s: float, spare_s: float, percentile: float = 99.0, margin: float = MARGIN, window: int = 256) -> None:
         """Expects the ``percentile`` of the last ``window`` durations, less the ``spare_s`` that each tick can wait.
 
         To it comes the share ``margin`` of itself, but no more than a period: a machine's hiccups do not grow with the network.
@@ -44,12 +47,20 @@ class DelayEstimate:
         self._percentile = percentile
         self._margin = margin
         self._durations_s: deque[float] = deque(maxlen=window)
+        self._sorted_s: list[float] = []
         self.ticks = 0
 
     def add(self, duration_s: float) -> None:
-        """Takes in how long one inference took, from submitting it on."""
+        """Takes in how long one inference took, from submitting it on.
+
+        In a tick, before its action: numpy's percentile takes a tenth of a millisecond, keeping them sorted a hundredth of that.
+        """
+        if len(self._durations_s) == self._durations_s.maxlen:
+            del self._sorted_s[bisect_left(self._sorted_s, self._durations_s[0])]
         self._durations_s.append(duration_s)
-        usual_s = float(np.percentile(self._durations_s, self._percentile))
+        insort(self._sorted_s, duration_s)
+        rank = math.ceil(self._percentile / 100.0 * len(self._sorted_s))
+        usual_s = self._sorted_s[max(rank, 1) - 1]
         expected_s = usual_s + min(self._margin * usual_s, self._period_s)
         self.ticks = max(0, math.ceil((expected_s - self._spare_s) / self._period_s))
 

@@ -2,13 +2,14 @@
 """Real-time scheduling of the node's threads, and memory that is never paged out, where Linux permits them.
 
 Every thread asks for itself, when it begins. A thread that waits for the interpreter's lock waits for whoever holds it, so all that run
-Python have SCHED_FIFO: otherwise any busy program could push aside the holder, and with it the control thread. Threads of the
-middleware and children keep the ordinary scheduling.
+Python have SCHED_FIFO: otherwise any busy program could push aside the holder, and with it the control thread. The middleware's own
+threads have it too, or on a busy machine an observation arrives a tenth of a second late. Children keep the ordinary scheduling.
 """
 
 import ctypes
 import os
 import resource
+import sys
 import threading
 from dataclasses import dataclass
 from enum import Enum
@@ -24,14 +25,18 @@ _LIMITS_FILE = "/etc/security/limits.d/otpr.conf"
 FIFO_REMEDY = f"on a robot, write '<user> - rtprio {DEFAULT_PRIORITY}' into {_LIMITS_FILE} and log in again"
 
 
+_SWITCH_INTERVAL_S = 5e-4  # of Python's lock; at its default, 5 ms, the diagnostics of a second held up a tick by as much
+
+
 class Role(Enum):
     """What a thread does; its value is how far below the highest priority it runs. What is short comes before what is long."""
 
     WATCHDOG = 0
     CONTROL = 1
-    CALLBACKS = 2
-    INFERENCE = 3
-    FLIGHT = 4
+    MIDDLEWARE = 2
+    CALLBACKS = 3
+    INFERENCE = 4
+    FLIGHT = 5
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Scheduler:
 
         Args:
             enabled: whether to ask at all.
-            priority: SCHED_FIFO priority of the watchdog, 5 to 98; the others lie up to four below.
+            priority: SCHED_FIFO priority of the watchdog, 6 to 98; the others lie up to five below.
 
         Raises:
             ContractError: no such priority.
@@ -84,6 +89,23 @@ class Scheduler:
                 self._granted[role] = priority
             else:
                 self._denials["fifo"] = denial
+
+    def enter_middleware(self) -> None:
+        """Schedules every thread of this process that Python did not start. To be called once the middleware has started its threads."""
+        if not self.enabled:
+            return
+        ours = {thread.native_id for thread in threading.enumerate()}
+        denials = [request_fifo(self._priority - Role.MIDDLEWARE.value, tid) for tid in _threads() if tid not in ours]
+        with self._lock:
+            if not denials or denials[0] is None:
+                self._granted[Role.MIDDLEWARE] = self._priority - Role.MIDDLEWARE.value
+            else:
+                self._denials["fifo"] = denials[0]
+
+    def share_interpreter(self) -> None:
+        """Lets a thread that waits for the interpreter have it within half a millisecond. For the whole process."""
+        if self.enabled:
+            sys.setswitchinterval(_SWITCH_INTERVAL_S)
 
     def lock_memory(self) -> None:
         """Keeps every page of this process in memory from when it is first touched."""
@@ -113,13 +135,23 @@ class Scheduler:
         return "; ".join(parts) or "not yet"
 
 
-def request_fifo(priority: int) -> Denial | None:
-    """Schedules the calling thread, and none that it starts, by SCHED_FIFO. None when granted."""
+def request_fifo(priority: int, thread: int = 0) -> Denial | None:
+    """Schedules a thread by its number, by default the calling one, and none that it starts, by SCHED_FIFO. None when granted."""
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))  # to Linux, 0 is the calling thread
+        os.sched_setscheduler(thread, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))  # to Linux, 0 is the calling thread
+    except ProcessLookupError:  # it has ended
+        return None
     except (OSError, AttributeError):  # AttributeError: not Linux
         return Denial(f"SCHED_FIFO {priority} is not permitted: ticks may come late when the machine is busy", FIFO_REMEDY)
     return None
+
+
+def _threads() -> list[int]:
+    """Numbers of this process's threads."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/task")]
+    except OSError:
+        return []
 
 
 def release_fifo() -> None:

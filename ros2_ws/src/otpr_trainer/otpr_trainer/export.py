@@ -25,12 +25,14 @@ from otpr_policy.errors import ArtifactError, RunError
 from otpr_policy.files import check_writable, refuse_existing, write_bytes
 from otpr_policy.spec import Array
 from otpr_policy.timeline import Committed
+from otpr_trainer import int8_proof
 from otpr_trainer.evaluate import EvaluationResult, evaluate
 from otpr_trainer.graph import to_onnx
 from otpr_trainer.policy import TorchPolicy
 from otpr_trainer.run import Run, utc_now
 from otpr_trainer.selection import SelectingPolicy
 from otpr_trainer.sources import GraphSource, WeightsSource
+from otpr_trainer.weights import Weights, with_weights
 
 TOLERANCE = 1e-4  # of the range, for each denoising step and end to end
 PROOF_INPUTS = 256
@@ -49,6 +51,7 @@ def export(
     workers: int,
     candidates: int = 1,
     committed_prefix: bool = False,
+    weights: Weights = Weights.FP32,
     overwrite: bool = False,
 ) -> PolicyArtifact:
     """Exports a run's newest checkpoint to ``output`` and proves it; the file is written only when the proof holds.
@@ -64,6 +67,7 @@ def export(
         workers: processes.
         candidates: S chains in the graph, of which the run's critic chooses one; 1 is one chain without a critic.
         committed_prefix: the graph also reads the actions that will have been carried out before its chunk comes, and continues them.
+        weights: how the graph's matrices are stored; int8 is proved by success, see :mod:`otpr_trainer.int8_proof`.
         overwrite: replace an existing file.
 
     Raises:
@@ -74,18 +78,25 @@ def export(
     output = Path(output)
     refuse_existing(output, overwrite)
     check_writable(output)  # before minutes of proof, not after
-    weights = WeightsSource.of_run(run, sampler, steps, eta, candidates, committed_prefix)
-    reference = weights.open()
+    trained = WeightsSource.of_run(run, sampler, steps, eta, candidates, committed_prefix)
+    reference = trained.open()
     assert isinstance(reference, TorchPolicy)
     if reference.reverse.steps == 0:
         raise RunError("a policy file takes at least 1 step; with none there is the source alone, which 'otpr eval --steps 0' judges")
+    if weights is Weights.INT8:
+        int8_proof.check_request(reference, episodes)
     model = to_onnx(reference)
     parity = prove(reference, model, to_onnx(reference, with_chain=True))
+    if weights is Weights.INT8:
+        plain, model = model, with_weights(model, weights)
+        parity = int8_proof.prove_int8(reference, plain, model, PROOF_INPUTS, parity)
     graph = GraphSource(model.SerializeToString(), reference.spec, reference.noise_shape)
     pair = [
         evaluate(source, run.config.task, episodes=episodes, seed=seed, workers=workers, label=label)
-        for source, label in ((weights, "torch"), (graph, "artifact"))
+        for source, label in ((trained, "torch"), (graph, "artifact"))
     ]
+    if weights is Weights.INT8:
+        int8_proof.check_success(*pair)
     content = embed(model, _manifest(run, reference, parity, *pair))
     proved = parse(content)
     write_bytes(output, content)

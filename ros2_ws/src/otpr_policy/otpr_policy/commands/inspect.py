@@ -81,6 +81,7 @@ def _proof_rows(manifest: Manifest) -> list[tuple[str, str]]:
     return [
         ("graph against network", f"{parity.end_to_end_error:.1e} of the action range over {parity.inputs} random inputs"),
         ("accepted up to", f"{parity.tolerance:.1e}"),
+        *([] if parity.weights == "fp32" else [("weights", f"{parity.weights}, proved by success; the steps are of the graph before")]),
         ("each denoising step", steps),
         *([("values of candidates", _values(parity))] if manifest.selection.candidates > 1 else []),
         ("success of the network", f"{network}"),

@@ -9,6 +9,9 @@ from enum import Enum
 from otpr_policy.errors import ContractError, unknown
 from otpr_policy.health import Counters
 from otpr_policy.observation import ObservationBuffer
+from otpr_policy.phase import ArrivalPhase
+
+_HAND_OVER_S = 2e-4
 
 
 class Pacing(Enum):
@@ -53,8 +56,10 @@ class ControlThread:
         self._counters = counters
         self._pacing = pacing
         self._closed = False
-        self._seen_ns: int | None = None  # the observation of the last tick in lockstep
+        self._seen_ns: int | None = None  # the newest observation; in lockstep, that of the last tick
         self._answered_ns: int | None = None  # the newest observation that was answered
+        self._phase = ArrivalPhase(period_s)
+        self._waits = pacing is Pacing.OBSERVATION  # for a sample rather than for an instant
         self._wake = threading.Condition()
         self._on_start = on_start
         run = self._run_on_clock if pacing is Pacing.CLOCK else self._run_on_observations
@@ -62,10 +67,19 @@ class ControlThread:
         self._thread.start()
 
     def sample_arrived(self) -> None:
-        """Lets a loop in lockstep look again. Called from message callbacks."""
-        if self._pacing is Pacing.OBSERVATION:
-            with self._wake:
-                self._wake.notify()
+        """Lets a loop in lockstep look again, and a tick that waits for the newest sample have it. Called from message callbacks."""
+        with self._wake:
+            if self._pacing is Pacing.CLOCK:
+                complete_ns = self._buffer.complete_until_ns
+                if complete_ns == self._seen_ns:
+                    return
+                self._seen_ns = complete_ns
+                self._phase.arrived(time.monotonic())
+            if not self._waits:
+                return
+            self._wake.notify()
+        if self._pacing is Pacing.CLOCK:
+            time.sleep(_HAND_OVER_S)  # outside the interpreter's lock, which the tick now needs and would wait for
 
     def answer_again(self) -> None:
         """Makes a loop in lockstep tick on the observation at hand, which it let pass while it was not engaged."""
@@ -87,6 +101,9 @@ class ControlThread:
     def _run_on_clock(self) -> None:
         next_tick = time.monotonic()
         while self._wait_until(next_tick):
+            self._wait_for_sample()
+            with self._wake:
+                shift_s = self._phase.shift_s(next_tick)
             self._tick(self._data_clock_ns())
             deadline = next_tick + self._period_s
             late_s = time.monotonic() - deadline
@@ -95,7 +112,16 @@ class ControlThread:
                 skipped = int(late_s / self._period_s)  # ticks whose whole time has passed are not made up for in a burst
                 self._counters.skipped_ticks += skipped
                 deadline += skipped * self._period_s
-            next_tick = deadline
+            next_tick = deadline + shift_s
+
+    def _wait_for_sample(self) -> None:
+        """Waits for the sample that is about to come, if one is; see :class:`ArrivalPhase`."""
+        with self._wake:
+            patience_s = self._phase.patience_s(time.monotonic())
+            if patience_s > 0.0:
+                seen_ns, self._waits = self._seen_ns, True
+                self._wake.wait_for(lambda: self._closed or self._seen_ns != seen_ns, patience_s)
+                self._waits = False
 
     def _run_on_observations(self) -> None:
         while True:

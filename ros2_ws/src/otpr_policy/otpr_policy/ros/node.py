@@ -380,6 +380,8 @@ def make() -> PolicyNode:
     """The node, and active if ``autostart`` says so. Raises ContractError when it cannot be."""
     node = PolicyNode()
     node.scheduler.enter(Role.CALLBACKS)  # this thread will run the executor
+    node.scheduler.enter_middleware()
+    node.scheduler.share_interpreter()
     if node.parameters.autostart:
         for transition in (node.trigger_configure, node.trigger_activate):
             if transition() is not TransitionCallbackReturn.SUCCESS:
