@@ -83,19 +83,24 @@ def graph() -> Iterator[tuple[dict[str, str], dict[str, str], list[str]]]:
         node = PolicyNode(parameter_overrides=[Parameter("policy", value=str(policy)), Parameter("robot", value="panda_twin")])
         node.trigger_configure()
         twin = TwinNode()
+        nodes = (node, twin, _node_of(trials))
         try:
-            published, served, taken = {}, {}, []
-            for one in (node, twin, _node_of(trials)):
-                name, space = one.get_name(), one.get_namespace()
-                published |= {t: kinds[0] for t, kinds in one.get_publisher_names_and_types_by_node(name, space)}
-                served |= {s: kinds[0] for s, kinds in one.get_service_names_and_types_by_node(name, space)}
-                taken += [t for t, _ in one.get_subscriber_names_and_types_by_node(name, space)]
+            # Of the nodes themselves and not of the graph, where others of these names may still be.
+            published = {p.topic_name: _name_of(p.msg_type) for one in nodes for p in one.publishers}
+            served = {s.service_name: _name_of(s.srv_type) for one in nodes for s in one.services}
+            taken = [s.topic_name for one in nodes for s in one.subscriptions]
             yield published, served, taken
         finally:
             twin.close()
             node.close()
             twin.destroy_node()
             node.destroy_node()
+
+
+def _name_of(interface: Any) -> str:
+    """As the graph names a message or service: geometry_msgs/msg/PoseStamped."""
+    package, kind, *_ = interface.__module__.split(".")
+    return f"{package}/{kind}/{interface.__name__}"
 
 
 def _node_of(trials: TrialTopics) -> Node:

@@ -187,3 +187,15 @@ def test_a_stranger_that_comes_while_nobody_is_engaged_stops_nothing(make_bench:
     time.sleep(0.3)
     assert state(bench) is State.READY
     bench.robot.node.destroy_publisher(rival)
+
+
+def test_a_late_tick_takes_nothing_away_from_a_robot_that_may_not_move(make_bench: Callable[..., Any]) -> None:
+    """A machine that has just started the node may be slow; nobody has to reset a robot that was never engaged."""
+    bench = make_bench()
+    ready(bench)
+    with Streams(bench), bench.policy._lock:
+        time.sleep(0.5)  # the control thread waits for the lock
+    with Streams(bench):
+        bench.wait_for(lambda: bench.policy._guard.refusal() is None, "ticks")
+        assert bench.policy._guard.permit.revoked is None and state(bench) is State.READY
+        assert engage(bench).success

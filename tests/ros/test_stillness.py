@@ -87,7 +87,7 @@ class Scene:
             answer = self.call(SetBool, "/policy_node/engage", SetBool.Request(data=True))
             deadline = time.monotonic() + 2
             while time.monotonic() < deadline:
-                if len(self.commands) > sent + 8 and not self.holding[-1][1]:
+                if len(self.commands) > sent + 8 and self.holding and not self.holding[-1][1]:
                     return
                 time.sleep(0.005)
         if os.getloadavg()[0] > 3 * (os.cpu_count() or 1):
@@ -95,13 +95,20 @@ class Scene:
         raise AssertionError(f"the robot does not move: {answer.message}; {Path(self.log.name).read_text()[-2000:]}")
 
     def call(self, kind: Any, name: str, request: Any) -> Any:
+        """Asks until it is answered: the graph may still have the service of a node that was killed, which answers nobody."""
         client = self.observer.create_client(kind, name)
         assert client.wait_for_service(timeout_sec=60), f"no service {name}"
-        time.sleep(0.1)
-        future = client.call_async(request)
-        self.wait_for(future.done, "an answer")
+        futures: list[Any] = []
+        deadline = time.monotonic() + 60
+        while not any(future.done() for future in futures):
+            assert time.monotonic() < deadline, f"{name} answers nobody; {Path(self.log.name).read_text()[-2000:]}"
+            futures.append(client.call_async(request))
+            again = time.monotonic() + 2
+            while time.monotonic() < again and not any(future.done() for future in futures):
+                time.sleep(0.005)
+        answer = next(future.result() for future in futures if future.done())
         self.observer.destroy_client(client)
-        return future.result()
+        return answer
 
     def send(self, name: str, number: signal.Signals) -> float:
         """Signals a process; returns when."""

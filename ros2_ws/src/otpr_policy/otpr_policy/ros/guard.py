@@ -84,11 +84,11 @@ class Guard:
         """Why the person's switch does not allow motion; None when it does, or when the contract asks for none."""
         return None if self._dead_man is None else self._dead_man.problem(time.monotonic())
 
-    def beat(self) -> None:
-        """A control step begins. One that comes too late loses its permission even before the watchdog looks."""
+    def beat(self, control: ControlLoop) -> None:
+        """A control step begins. One that comes too late loses its permission even before the watchdog looks, if it has any."""
         if self._watchdog is not None:
             late = self._watchdog.beat(time.monotonic())
-            if late is not None:
+            if late is not None and control.state in MAY_MOVE:
                 self.permit.revoke(late)
 
     def refusal(self) -> str | None:

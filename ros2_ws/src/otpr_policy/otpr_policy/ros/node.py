@@ -251,7 +251,7 @@ class PolicyNode(LifecycleNode):
     def _tick(self, now_ns: int) -> bool:
         """One control step; returns whether a command was sent."""
         try:
-            self._guard.beat()
+            self._guard.beat(self._control)
             with self._lock:  # over publishing too: once a service has disengaged, nothing more is sent
                 if self._actors.mode is Mode.SHADOW:
                     self._engagements += self._control.go_on(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
