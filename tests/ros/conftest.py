@@ -103,7 +103,8 @@ class Bench:
     """A policy node and a fake robot on one executor thread."""
 
     def __init__(self, **parameters: Any) -> None:
-        overrides = [Parameter(name, value=value) for name, value in parameters.items()]
+        # Off unless a test is about it: it is of the whole process, which here is that of all tests.
+        overrides = [Parameter(name, value=value) for name, value in {"realtime": False, **parameters}.items()]
         self.policy = PolicyNode(parameter_overrides=overrides)
         self.robot = FakeRobot()
         self.contract = load_contract(parameters["robot"])

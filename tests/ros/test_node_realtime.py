@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,13 +27,19 @@ def _activate(bench: Any) -> None:
     assert bench.policy.trigger_activate() is TransitionCallbackReturn.SUCCESS
 
 
+def _locked_kib() -> int:
+    """How much memory of this process is locked."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line for line in status.splitlines() if line.startswith("VmLck")).split()[1])
+
+
 def test_a_denied_priority_is_a_warning_that_a_monitor_sees(make_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def deny(*_: object) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "sched_setscheduler", deny)
     monkeypatch.setattr(realtime, "may_lock_memory", lambda: False)
-    bench = make_bench(pacing="clock")
+    bench = make_bench(pacing="clock", realtime=True)
     _activate(bench)
     bench.wait_for(lambda: len(bench.policy.scheduler.denials) == 2, "both denials")
     status = _diagnosis(bench)
@@ -42,7 +49,7 @@ def test_a_denied_priority_is_a_warning_that_a_monitor_sees(make_bench: Callable
 
 @pytest.mark.skipif(not realtime.may_lock_memory(), reason="real-time scheduling is not permitted to this user")
 def test_the_control_thread_has_its_priority_and_the_executor_keeps_its_own(make_bench: Callable[..., Any]) -> None:
-    bench = make_bench(pacing="clock", realtime_priority=10)
+    bench = make_bench(pacing="clock", realtime=True, realtime_priority=10)
     _activate(bench)
     control = bench.policy._thread._thread
     bench.wait_for(lambda: os.sched_getparam(control.native_id).sched_priority == 9, "the priority")
@@ -50,6 +57,9 @@ def test_the_control_thread_has_its_priority_and_the_executor_keeps_its_own(make
     status = _diagnosis(bench)
     assert status.level == DiagnosticStatus.OK
     assert "control 9" in {value.key: value.value for value in status.values}["realtime"]
+    assert _locked_kib() > 0
+    assert bench.policy.trigger_deactivate() is TransitionCallbackReturn.SUCCESS
+    assert _locked_kib() == 0
 
 
 def test_real_time_can_be_declined(make_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

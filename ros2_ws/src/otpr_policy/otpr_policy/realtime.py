@@ -123,6 +123,13 @@ class Scheduler:
             if denial is not None:
                 self._denials["memory"] = denial
 
+    def unlock_memory(self) -> None:
+        """Undoes :meth:`lock_memory`, if it was granted."""
+        with self._lock:
+            if self._locked:
+                unlock_memory()
+            self._locked = False
+
     @property
     def denials(self) -> tuple[Denial, ...]:
         """What was asked for and not given so far."""

@@ -233,6 +233,7 @@ class PolicyNode(LifecycleNode):
                 self._slot.interrupt()
             self._thread.close()
             self._thread = None
+            self.scheduler.unlock_memory()
             self._guard.close()
         if self._loop is not None:
             with self._lock:
