@@ -165,6 +165,7 @@ class Arbiter:
         refusal = self._operator.refusal(now_ns)
         if refusal is None:
             self.commander = Commander.OPERATOR
+            self._policy.forget()  # nobody asks it from here on: one that waits for its turn would wait in vain
             self._operator.begin(self._fingers)
         return refusal
 
