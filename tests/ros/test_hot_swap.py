@@ -22,6 +22,7 @@ from otpr_policy import artifact
 from otpr_policy.commands.load import COMMAND
 from otpr_policy.control import State
 from otpr_policy.errors import ArtifactError, OtprError
+from otpr_policy.loading import LoadedPolicy
 from otpr_policy.ros.messages import LATCHED_QOS
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -117,6 +118,20 @@ def test_a_policy_loaded_while_nothing_moves_is_the_one_that_is_engaged(make_ben
     assert bench.policy.trigger_cleanup() is SUCCESS
     assert bench.policy.trigger_configure() is SUCCESS  # and configuring anew takes the same
     assert bench.policy._slot.running.spec == OTHER
+
+
+def test_the_flight_recorder_knows_a_policys_file_before_it_is_asked(make_bench: Callable[..., Any], tmp_path: Path) -> None:
+    bench = make_bench(pacing="clock")
+    assert bench.policy.trigger_configure() is SUCCESS
+    node = bench.policy
+    asked: list[bool] = []
+    slot, control = node._slot, node._control
+
+    def announce(new: LoadedPolicy) -> None:
+        asked.append(control.executor.asked is new.worker)
+
+    slot.swap(tiny_policy.write(tmp_path / "other.onnx", OTHER), control, node._buffer, node._lock, node._data_time_ns, announce)
+    assert asked == [False] and control.executor.asked is slot.running.worker
 
 
 def test_no_thread_of_a_replaced_or_refused_policy_stays(make_bench: Callable[..., Any], tmp_path: Path) -> None:

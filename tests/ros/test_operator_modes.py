@@ -15,6 +15,8 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool
 
+from otpr_operator.ros.teleop import TeleopNode
+from otpr_operator.teleop.device import Event, Reading
 from otpr_policy.command import CartesianTarget
 from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, encode_gripper, encode_pose, ns_to_stamp, pose_position, stamp_to_ns
 
@@ -145,6 +147,54 @@ def test_taking_over_without_a_device_is_refused_and_the_policy_goes_on(make_ben
     assert call(bench, "takeover", True).message == "no operator: no teleop device sends"
     hand.stream(0.3, None)
     assert {label["commander"] for label in hand.labels} == {"policy"}
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_a_device_that_is_plugged_in_anew_knows_who_has_the_robot_and_can_give_it_back(
+    make_bench: Callable[..., Any], moving: bool
+) -> None:
+    bench = make_bench(pacing="clock")
+    start(bench)
+    hand = Hand(bench)
+    bench.wait_until_connected()
+    hand.stream(0.3)
+    assert call(bench, "takeover", True).success  # by a device whose process is killed
+    if moving:
+        assert call(bench, "engage", True).success
+    told: list[str] = []
+    node = TeleopNode(bench.contract, [Untouched()], node="/policy_node", tell=told.append, show=lambda state: None)
+    bench._executor.add_node(node)
+
+    def stream_until(condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + 10.0
+        while not condition():
+            assert time.monotonic() < until, told
+            hand.stream(0.05)
+
+    try:
+        stream_until(lambda: not node._alone)
+        if not moving:  # nothing is commanded, so nothing says who commands
+            stream_until(lambda: node.request(Event.TAKE_OVER) is not None)
+        stream_until(lambda: node.commands)
+        node.request(Event.GIVE_BACK)
+        stream_until(lambda: "give back: policy" in told)
+        hand.stream(0.2)
+        assert not node.commands
+    finally:
+        bench._executor.remove_node(node)
+        node.destroy_node()
+
+
+class Untouched:
+    """A device that nobody moves."""
+
+    name = "a device"
+
+    def poll(self, now_s: float) -> Reading:
+        return Reading()
+
+    def close(self) -> None:
+        pass
 
 
 def test_two_commanders_are_refused_with_an_operator_too(make_bench: Callable[..., Any]) -> None:

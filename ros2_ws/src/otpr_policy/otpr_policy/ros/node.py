@@ -187,7 +187,8 @@ class PolicyNode(LifecycleNode):
 
     def _swap(self, slot: PolicySlot, path: Path) -> None:
         """Lets another policy file take over; in the thread of ~/load."""
-        slot.swap(path, self._control, self._buffer, self._lock, self._data_time_ns)
+        assert self._flight is not None  # there is one wherever there is a slot
+        slot.swap(path, self._control, self._buffer, self._lock, self._data_time_ns, self._flight.add_policy)
         self._publish_identity()
 
     def _publish_identity(self) -> None:
