@@ -23,6 +23,7 @@ from otpr_policy.commands.load import COMMAND
 from otpr_policy.control import State
 from otpr_policy.errors import ArtifactError, OtprError
 from otpr_policy.loading import LoadedPolicy
+from otpr_policy.ros import service_call
 from otpr_policy.ros.messages import LATCHED_QOS
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -166,3 +167,11 @@ def test_the_command_loads_a_file_and_says_in_one_line_what_became_of_it(
     with pytest.raises(ArtifactError, match="not an ONNX file"):
         COMMAND.run(parser.parse_args([str(other)]))
     assert bench.policy._slot.running.spec == OTHER
+
+
+def test_a_node_that_is_not_there_is_told_long_before_a_large_policy_would_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_call, "_FOUND_S", 0.2)
+    began = time.monotonic()
+    with pytest.raises(OtprError, match="nobody serves /not_there/set_parameters"):
+        service_call.load("/not_there", Path("any.onnx"), 60.0)
+    assert time.monotonic() - began < 20.0
