@@ -289,6 +289,20 @@ def test_replay_finds_its_policy_and_says_exact(files: tuple[Path, Path], capsys
     assert (told["exact"], told["actions"], told["largest_action_difference"]) == (True, 40, 0.0)
 
 
+def test_replay_opens_only_the_policies_that_flew_and_asks_for_one_whose_file_is_not_known(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flight = read_flight(files[0])
+    facts = {key: value for key, value in flight.facts.items() if key != "layout"}
+    paths = {"0" * 64: str(tmp_path / "gone.onnx")}  # flew before the flight begins
+    saved(flight.log, tmp_path / "swapped.mcap", **facts | {"policy_paths": json.dumps(paths | json.loads(facts["policy_paths"]))})
+    assert run(tmp_path / "swapped.mcap") == 0
+    capsys.readouterr()
+    saved(flight.log, tmp_path / "unknown.mcap", **facts | {"policy_paths": json.dumps(paths)})
+    with pytest.raises(RecordingError, match="give it with --policy"):
+        run(tmp_path / "unknown.mcap")
+
+
 def test_replay_fails_on_a_difference(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flight = read_flight(files[0])
     log = spoil(flight.log, 2, lambda request: replace(request, noise=flipped(request.noise, 0, 51)))

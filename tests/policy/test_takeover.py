@@ -271,6 +271,25 @@ def test_what_the_operator_asked_of_the_gripper_before_a_takeover_is_forgotten()
     assert command.target.gripper_position == 0.02  # as the policy had it: what it holds is not dropped
 
 
+@pytest.mark.parametrize("how", ["taken over", "reset", "disengaged"])
+def test_a_policy_that_waits_for_its_turn_has_it_at_once_when_the_old_one_is_not_asked_any_more(how: str) -> None:
+    robot = Robot()
+    assert robot.tick() is not None
+    outcomes: list[str | None] = []
+    other = SimulatedLanes(Script())
+    robot.loop.change_policy(other, outcomes.append, robot.now_ns)
+    assert outcomes == []  # three actions of the first chunk are left
+    if how == "taken over":
+        robot.send()
+        assert robot.arbiter.take_over(robot.now_ns) is None
+    elif how == "reset":
+        robot.loop.reset()
+    else:
+        robot.loop.disengage()
+    assert outcomes == [None]
+    assert robot.loop.executor.lanes is other
+
+
 def test_a_stale_operator_is_no_matter_while_the_policy_acts() -> None:
     robot = Robot()
     robot.send()

@@ -120,3 +120,19 @@ def test_a_node_that_says_it_is_engaged_and_is_not_is_a_fault(monkeypatch: pytes
             one.run_episode()
         assert one.engaged
         assert node.engaged == [True, False]
+
+
+def test_an_interrupt_that_ended_the_nodes_too_stays_an_interrupt() -> None:
+    dead: list[str] = []
+
+    def interrupted() -> bool:
+        dead.append("policy_node ended with exit status 0")
+        raise KeyboardInterrupt
+
+    with (
+        policy("ENGAGED"),
+        running(horizon_s=30.0, lockstep=False, alive=lambda: dead[0] if dead else None, twin=False) as one,
+    ):
+        one.wait_until_ready(20.0)
+        with pytest.raises(KeyboardInterrupt):
+            one.run_episode(interrupted)

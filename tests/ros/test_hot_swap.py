@@ -22,6 +22,8 @@ from otpr_policy import artifact
 from otpr_policy.commands.load import COMMAND
 from otpr_policy.control import State
 from otpr_policy.errors import ArtifactError, OtprError
+from otpr_policy.loading import LoadedPolicy
+from otpr_policy.ros import service_call
 from otpr_policy.ros.messages import LATCHED_QOS
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -119,6 +121,20 @@ def test_a_policy_loaded_while_nothing_moves_is_the_one_that_is_engaged(make_ben
     assert bench.policy._slot.running.spec == OTHER
 
 
+def test_the_flight_recorder_knows_a_policys_file_before_it_is_asked(make_bench: Callable[..., Any], tmp_path: Path) -> None:
+    bench = make_bench(pacing="clock")
+    assert bench.policy.trigger_configure() is SUCCESS
+    node = bench.policy
+    asked: list[bool] = []
+    slot, control = node._slot, node._control
+
+    def announce(new: LoadedPolicy) -> None:
+        asked.append(control.executor.asked is new.worker)
+
+    slot.swap(tiny_policy.write(tmp_path / "other.onnx", OTHER), control, node._buffer, node._lock, node._data_time_ns, announce)
+    assert asked == [False] and control.executor.asked is slot.running.worker
+
+
 def test_no_thread_of_a_replaced_or_refused_policy_stays(make_bench: Callable[..., Any], tmp_path: Path) -> None:
     bench = make_bench(pacing="clock")
     assert bench.policy.trigger_configure() is SUCCESS
@@ -151,3 +167,11 @@ def test_the_command_loads_a_file_and_says_in_one_line_what_became_of_it(
     with pytest.raises(ArtifactError, match="not an ONNX file"):
         COMMAND.run(parser.parse_args([str(other)]))
     assert bench.policy._slot.running.spec == OTHER
+
+
+def test_a_node_that_is_not_there_is_told_long_before_a_large_policy_would_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_call, "_FOUND_S", 0.2)
+    began = time.monotonic()
+    with pytest.raises(OtprError, match="nobody serves /not_there/set_parameters"):
+        service_call.load("/not_there", Path("any.onnx"), 60.0)
+    assert time.monotonic() - began < 20.0

@@ -2,20 +2,29 @@
 """The policy node with an operator, over real topics: teleoperation, takeover, a device that vanishes, shadow mode."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_policy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from std_msgs.msg import Float64MultiArray, String
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 
+from otpr_operator.ros.teleop import TeleopNode
+from otpr_operator.teleop.device import Event, Reading
 from otpr_policy.command import CartesianTarget
+from otpr_policy.control import State
+from otpr_policy.errors import OutputError
+from otpr_policy.rate import TargetLimiter
 from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, encode_gripper, encode_pose, ns_to_stamp, pose_position, stamp_to_ns
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -147,6 +156,54 @@ def test_taking_over_without_a_device_is_refused_and_the_policy_goes_on(make_ben
     assert {label["commander"] for label in hand.labels} == {"policy"}
 
 
+@pytest.mark.parametrize("moving", [True, False])
+def test_a_device_that_is_plugged_in_anew_knows_who_has_the_robot_and_can_give_it_back(
+    make_bench: Callable[..., Any], moving: bool
+) -> None:
+    bench = make_bench(pacing="clock")
+    start(bench)
+    hand = Hand(bench)
+    bench.wait_until_connected()
+    hand.stream(0.3)
+    assert call(bench, "takeover", True).success  # by a device whose process is killed
+    if moving:
+        assert call(bench, "engage", True).success
+    told: list[str] = []
+    node = TeleopNode(bench.contract, [Untouched()], node="/policy_node", tell=told.append, show=lambda state: None)
+    bench._executor.add_node(node)
+
+    def stream_until(condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + 10.0
+        while not condition():
+            assert time.monotonic() < until, told
+            hand.stream(0.05)
+
+    try:
+        stream_until(lambda: not node._alone)
+        if not moving:  # nothing is commanded, so nothing says who commands
+            stream_until(lambda: node.request(Event.TAKE_OVER) is not None)
+        stream_until(lambda: node.commands)
+        node.request(Event.GIVE_BACK)
+        stream_until(lambda: "give back: policy" in told)
+        hand.stream(0.2)
+        assert not node.commands
+    finally:
+        bench._executor.remove_node(node)
+        node.destroy_node()
+
+
+class Untouched:
+    """A device that nobody moves."""
+
+    name = "a device"
+
+    def poll(self, now_s: float) -> Reading:
+        return Reading()
+
+    def close(self) -> None:
+        pass
+
+
 def test_two_commanders_are_refused_with_an_operator_too(make_bench: Callable[..., Any]) -> None:
     bench = make_bench(policy="", mode="teleop")
     start(bench)
@@ -200,6 +257,44 @@ def test_in_shadow_the_policy_proposes_is_compared_and_has_no_command_publisher(
     assert min(error) - 1e-9 <= fields["ee_position_delta"]["p50"] <= max(error) + 1e-9
     assert fields["gripper_position"]["max"] > 0.001
     assert "ee_position_delta" in report.with_suffix(".md").read_text()
+
+
+def test_a_report_that_could_not_be_written_is_refused_before_the_session(make_bench: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    bench = make_bench(mode="shadow", report=str(tmp_path / "file" / "shadow.json"))
+    assert bench.policy.trigger_configure() is FAILURE
+    assert "cannot write" in bench.policy.failure
+
+
+def test_no_thread_stays_when_the_report_cannot_be_written_at_the_end(make_bench: Callable[..., Any], tmp_path: Path) -> None:
+    report = tmp_path / "out" / "shadow.json"
+    bench = make_bench(mode="shadow", report=str(report))
+    start(bench)
+    report.mkdir()  # where the file should go
+    with pytest.raises(OutputError, match="cannot write"):
+        bench.policy.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("otpr-", "watchdog"))]
+    report.rmdir()
+
+
+def test_a_stop_in_shadow_saves_no_flight_and_the_comparison_is_of_one_policy(make_bench: Callable[..., Any], tmp_path: Path) -> None:
+    bench = make_bench(mode="shadow")
+    start(bench)
+    first = bench.policy._outlet.comparison
+    stopped, end = 0, time.monotonic() + 3.0
+    limits = replace(bench.contract.limits, max_distance_m=1e-6)  # rejects all that the policy wants
+    bench.policy._control._limiter = TargetLimiter(limits, 0.05)
+    while time.monotonic() < end:
+        bench.robot.publish()
+        stopped += bench.policy._control.state is State.STOPPED
+        time.sleep(0.01)
+    assert stopped
+    bench.policy.set_parameters([Parameter("policy", value=str(tiny_policy.write(tmp_path / "other.onnx")))])
+    answer = bench.call(Trigger, "/policy_node/load", Trigger.Request())
+    bench.policy.close()
+    assert not list((tmp_path / "flights").glob("*"))
+    assert answer.success, answer.message
+    assert bench.policy._outlet.comparison is not first
 
 
 def facts(records: list[DiagnosticArray]) -> list[str]:

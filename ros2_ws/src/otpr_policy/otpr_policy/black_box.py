@@ -57,6 +57,7 @@ class BlackBox:
         on_saved: Callable[[Path], None],
         on_failed: Callable[[str], None],
         on_thread_start: Callable[[], None] = lambda: None,
+        save_stops: bool = True,
     ) -> None:
         """Begins to record.
 
@@ -68,6 +69,7 @@ class BlackBox:
             on_saved: called in the writer's thread with the file.
             on_failed: called with one line, in the writer's thread or the one that asks.
             on_thread_start: called in the writer's thread first.
+            save_stops: whether a stop has the flight saved, or only who asks for it.
         """
         assert control.executor is not None, "what an operator does alone is no flight of a policy"
         self._executor = control.executor
@@ -83,7 +85,7 @@ class BlackBox:
         }
         self._paths: dict[str, str] = {}
         self._providers: dict[str, str] = {}
-        self._stop_saved = False
+        self._save_stops, self._stop_saved = save_stops, False
         directory = Path(settings.directory).expanduser() if settings.directory else default_directory()
         self._writer = FlightWriter(self._recorder, directory, settings.files, self._facts_now, on_saved, on_failed, on_thread_start)
 
@@ -106,7 +108,7 @@ class BlackBox:
 
     def stopped(self, reason: str) -> None:
         """Has the flight saved, once for each stop. For whoever stops the robot while the control thread cannot."""
-        if not self._stop_saved:
+        if self._save_stops and not self._stop_saved:
             self._stop_saved = True
             self.save(f"{State.STOPPED.value}: {reason}")
 

@@ -151,6 +151,7 @@ class ControlLoop:
 
     def reset(self) -> None:
         """Clears a stop and every sample. The robot stays still until it is engaged again, on data that is newer than this."""
+        self._source.forget()
         self._buffer.clear()
         self._enter(State.READY, "not engaged")
 

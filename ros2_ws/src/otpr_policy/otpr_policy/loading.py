@@ -147,7 +147,15 @@ class PolicySlot:
         self._workers: list[InferenceWorker] = []
         self.running = self._open(path)
 
-    def swap(self, path: Path, control: ControlLoop, buffer: ObservationBuffer, lock: threading.Lock, now_ns: Callable[[], int]) -> None:
+    def swap(
+        self,
+        path: Path,
+        control: ControlLoop,
+        buffer: ObservationBuffer,
+        lock: threading.Lock,
+        now_ns: Callable[[], int],
+        announce: Callable[[LoadedPolicy], None] = lambda policy: None,
+    ) -> None:
         """Makes another file take over from the next chunk on. It is verified, warmed up and tried apart; ticks go on meanwhile.
 
         Args:
@@ -156,6 +164,7 @@ class PolicySlot:
             buffer: the observation that the new one is tried on, if there is one at present.
             lock: guards the loop.
             now_ns: the data's clock.
+            announce: told of the new policy before it is asked for a chunk; it may be refused after that.
 
         Raises:
             OtprError: with the reason why the old policy was kept.
@@ -167,6 +176,7 @@ class PolicySlot:
             observation = buffer.observe(now_ns())
             if not isinstance(observation, Missing):
                 probe(new, new.spec.observation.flatten(observation.values), self._contract.limits)
+            announce(new)
             _change(control, new, lock, now_ns)
         except Exception:
             self._close(new.worker)
@@ -176,7 +186,7 @@ class PolicySlot:
 
     def interrupt(self) -> None:
         """Keeps the control thread from waiting for any inference."""
-        for worker in self._workers:
+        for worker in list(self._workers):  # a policy that is on its way in changes them
             worker.interrupt()
 
     def resume(self) -> None:

@@ -23,6 +23,8 @@ from otpr_policy.spec import Array, Field, Semantics, VectorSpec
 from otpr_policy.timeline import Gap
 
 _FINGERS = "gripper_position"
+HAS_ROBOT_ALREADY = {commander: f"the {commander.value} has the robot already" for commander in Commander}
+"""Why a change is refused that changes nothing: who asks may have been started after it was made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,17 +163,18 @@ class Arbiter:
     def take_over(self, now_ns: int) -> str | None:
         """Gives the robot to the operator. Returns None, or why not: the device does not send, or the operator has it already."""
         if self.commander is Commander.OPERATOR:
-            return "the operator has the robot already"
+            return HAS_ROBOT_ALREADY[self.commander]
         refusal = self._operator.refusal(now_ns)
         if refusal is None:
             self.commander = Commander.OPERATOR
+            self._policy.forget()  # nobody asks it from here on: one that waits for its turn would wait in vain
             self._operator.begin(self._fingers)
         return refusal
 
     def give_back(self) -> str | None:
         """Gives the robot back to the policy, which infers anew. Returns None, or why not: it has it already."""
         if self.commander is Commander.POLICY:
-            return "the policy has the robot already"
+            return HAS_ROBOT_ALREADY[self.commander]
         self.commander = Commander.POLICY
         self._policy.forget()
         return None

@@ -3,6 +3,7 @@
 
 publishes    NODE/operator/twist, all the time while the device is there; NODE/operator/gripper, when asked for;
              NODE/operator/device (latched): empty, or why the device is gone
+subscribes   NODE/state, NODE/artifact, NODE/commander: who has the robot may have been settled by somebody else, or before this began
 calls        NODE/engage, NODE/reset, NODE/takeover
 """
 
@@ -32,10 +33,12 @@ from otpr_operator.teleop.spacemouse import open_spacemouse
 from otpr_policy.contract import RobotContract, load_contract
 from otpr_policy.control import State
 from otpr_policy.errors import ContractError, unknown
-from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS
+from otpr_policy.recording import COMMANDER
+from otpr_policy.ros.messages import COMMAND_QOS, LABEL_QOS, LATCHED_QOS
 from otpr_policy.ros.parameters import declare, parameter
 from otpr_policy.ros.process import run_node, start_ros
-from otpr_policy.takeover import require_teleop
+from otpr_policy.source import Commander
+from otpr_policy.takeover import HAS_ROBOT_ALREADY, require_teleop
 
 DEVICES = ("keyboard", "gamepad", "spacemouse")
 _PERIOD_S = 0.02
@@ -82,7 +85,8 @@ class TeleopNode(Node):
         self._frame = contract.pose_command.frame
         self._tell, self._show = tell, show
         self._state = f"waiting for {node}"
-        self._has_robot = False  # the operator, as far as this node has asked for it
+        self._has_robot = False  # the operator, as far as is known here
+        self._switching: Any = None  # the future answer to the last takeover
         self._alone = True  # nobody to take over from
         self._lost: str | None = None
         self.done = False
@@ -97,6 +101,7 @@ class TeleopNode(Node):
         }
         self.create_subscription(String, f"{node}/state", self._on_state, LATCHED_QOS)
         self.create_subscription(String, f"{node}/artifact", self._on_artifact, LATCHED_QOS)
+        self.create_subscription(String, f"{node}{COMMANDER}", self._on_commander, LABEL_QOS)
         for device in devices:
             if isinstance(device, joy.Gamepad):
                 self._listen(device)
@@ -177,16 +182,22 @@ class TeleopNode(Node):
             self._tell(f"{what}: nobody serves {client.srv_name}")
             return None
         future = client.call_async(request)
+        if switches_to is not None:
+            self._switching = future
         future.add_done_callback(lambda done: self._on_answer(done.result(), what, switches_to))
         return future
 
     def _on_answer(self, answer: Any, what: str, switches_to: bool | None) -> None:
-        if answer.success and switches_to is not None:
+        if switches_to is not None and (answer.success or answer.message in HAS_ROBOT_ALREADY.values()):
             self._has_robot = switches_to
         self._tell(f"{what}: {answer.message}" if answer.success else f"{what} refused: {answer.message}")
 
     def _on_state(self, message: String) -> None:
         self._state = message.data
+
+    def _on_commander(self, message: String) -> None:
+        if self._switching is None or self._switching.done():  # else the answer is newer than what was commanded before it
+            self._has_robot = json.loads(message.data).get("commander") == Commander.OPERATOR.value
 
     def _on_artifact(self, message: String) -> None:
         self._alone = json.loads(message.data).get("algorithm") == "teleop"

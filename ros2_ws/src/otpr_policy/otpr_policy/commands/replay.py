@@ -44,8 +44,9 @@ def _policies(flight: Flight, arguments: argparse.Namespace) -> dict[str, Policy
     """The policy file to run for each that flew. Raises RecordingError when one is missing, or is another one."""
     flown = sorted({record.policy for record in flight.log.requests})
     if not flown:
-        raise RecordingError(f"{arguments.file} holds no inference: the robot was not engaged in its time")
-    paths = arguments.policy or [Path(path) for path in json.loads(flight.facts["policy_paths"]).values()]
+        raise RecordingError(f"{arguments.file} holds no inference: in its time the robot was not engaged, or an operator had it")
+    known = json.loads(flight.facts["policy_paths"])  # also of those that flew before the flight begins, whose files may be gone
+    paths = arguments.policy or [Path(known[sha256]) for sha256 in flown if sha256 in known]
     given = [load(path) for path in paths]
     if arguments.compare:
         if len(given) != 1:
@@ -55,7 +56,8 @@ def _policies(flight: Flight, arguments: argparse.Namespace) -> dict[str, Policy
     for sha256 in flown:
         if sha256 not in by_hash:
             got = ", ".join(f"{path} is {artifact.sha256[:12]}" for path, artifact in zip(paths, given, strict=True))
-            raise RecordingError(f"the flight is of policy {sha256[:12]}, but {got}; --compare runs another one")
+            problem = f"but {got}" if got else "and does not say where its file is; give it with --policy"
+            raise RecordingError(f"the flight is of policy {sha256[:12]}, {problem}; --compare runs another one")
     return {sha256: by_hash[sha256] for sha256 in flown}
 
 

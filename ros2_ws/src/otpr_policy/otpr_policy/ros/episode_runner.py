@@ -8,7 +8,7 @@ tool would.
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,8 +127,14 @@ class EpisodeRunner:
             ended, seconds = endings[0], self._now_s() - start_s
             if ended == SUCCESS:  # a moment more, so that what is seen and recorded shows it
                 self._wait_for(lambda: self._now_s() - start_s >= seconds + _AFTER_SUCCESS_S, limit_s, "the moment after success")
-        finally:
-            self._call(self._engage_client, SetBool.Request(data=False))
+        except KeyboardInterrupt:
+            with suppress(EnvironmentSetupError):  # Ctrl-C reached the nodes too: that they have ended is no fault of theirs
+                self._disengage()
+            raise
+        except Exception:
+            self._disengage()
+            raise
+        self._disengage()
         return Outcome(self._episode or 0, ended == SUCCESS, seconds, ended)
 
     def next_episode(self) -> None:
@@ -161,6 +167,9 @@ class EpisodeRunner:
             if time.monotonic() > deadline:
                 raise EnvironmentSetupError(f"the policy node refuses to engage: {response.message}")
             self._executor.spin_once(timeout_sec=_POLL_S)
+
+    def _disengage(self) -> None:
+        self._call(self._engage_client, SetBool.Request(data=False))
 
     def _ended(self, start_s: float) -> str | None:
         if self._success:

@@ -8,6 +8,7 @@ from typing import Any
 from rclpy.node import Node
 from std_srvs.srv import Trigger
 
+from otpr_policy.actors import Mode
 from otpr_policy.black_box import BlackBox, FlightSettings
 from otpr_policy.contract import RobotContract, contract_text
 from otpr_policy.control import ControlLoop
@@ -27,8 +28,12 @@ class NodeFlight:
         control: ControlLoop,
         scheduler: Scheduler,
         keep: Callable[[Any], Any],
+        mode: Mode,
     ) -> None:
-        """Begins to record ``control``; ``keep`` takes what cleanup destroys. Raises ContractError when a parameter is out of range."""
+        """Begins to record ``control``; ``keep`` takes what cleanup destroys. Raises ContractError when a parameter is out of range.
+
+        In shadow mode a stop saves nothing: it stops nothing, and soon would have driven the robot's own flights out of the folder.
+        """
         self._logger = node.get_logger()
         self._box = BlackBox(
             FlightSettings(given.flight_seconds, given.flight_directory, given.flight_files),
@@ -38,6 +43,7 @@ class NodeFlight:
             on_saved=lambda path: self._logger.info(f"flight saved: {path}"),
             on_failed=lambda text: self._logger.error(text),
             on_thread_start=partial(scheduler.enter, Role.FLIGHT),
+            save_stops=mode is not Mode.SHADOW,
         )
         self.around: Callable[[Callable[[int], bool]], Callable[[int], bool]] = self._box.around
         self.stopped: Callable[[str], None] = self._box.stopped

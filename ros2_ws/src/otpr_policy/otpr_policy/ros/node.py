@@ -144,9 +144,11 @@ class PolicyNode(LifecycleNode):
 
     def close(self) -> None:
         """Ends all threads, before the context does and while Python still runs; a flight that was asked for is written."""
-        self._stop_ticking("shut down")
-        while self._undo:
-            self._undo.pop()()
+        try:
+            self._stop_ticking("shut down")
+        finally:  # also when a report cannot be written
+            while self._undo:
+                self._undo.pop()()
 
     # Configure and back
 
@@ -170,13 +172,14 @@ class PolicyNode(LifecycleNode):
         self._loop = self._control
         self._flight: NodeFlight | None = None
         if self._slot is not None:
-            self._flight = NodeFlight(self, self.parameters, contract, self._control, self.scheduler, self._entities.keep)
+            self._flight = NodeFlight(self, self.parameters, contract, self._control, self.scheduler, self._entities.keep, mode)
+            self._flight.add_policy(self._slot.running)
             self._undo.append(self._flight.close)
         self._subscribe()
         self._advertise()
         self._guard = Guard(self, contract, self._entities.keep, self._on_rival, commands=mode is not Mode.SHADOW)
-        if (slot := self._slot) is not None:
-            self._undo.append(HotSwap(self, partial(self._swap, slot), lambda: slot.running).close)
+        if (slot := self._slot) is not None and (flight := self._flight) is not None:
+            self._undo.append(HotSwap(self, partial(self._swap, slot, flight), lambda: slot.running).close)
 
     def _open_slot(self, path: Path) -> PolicySlot:
         waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
@@ -185,14 +188,13 @@ class PolicyNode(LifecycleNode):
         self._undo.append(partial(self._slot.close, self.get_logger().error))
         return self._slot
 
-    def _swap(self, slot: PolicySlot, path: Path) -> None:
+    def _swap(self, slot: PolicySlot, flight: NodeFlight, path: Path) -> None:
         """Lets another policy file take over; in the thread of ~/load."""
-        slot.swap(path, self._control, self._buffer, self._lock, self._data_time_ns)
+        slot.swap(path, self._control, self._buffer, self._lock, self._data_time_ns, flight.add_policy)
+        self._outlet.policy_changed()
         self._publish_identity()
 
     def _publish_identity(self) -> None:
-        if self._slot is not None and self._flight is not None:
-            self._flight.add_policy(self._slot.running)
         self._identity_publisher.publish(String(data=json.dumps(self._actors.identity())))
 
     def _subscribe(self) -> None:

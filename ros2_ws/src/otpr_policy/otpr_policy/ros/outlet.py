@@ -13,6 +13,7 @@ from std_msgs.msg import Float64MultiArray, String
 
 from otpr_policy.contract import RobotContract
 from otpr_policy.control import Command
+from otpr_policy.files import check_writable
 from otpr_policy.ros.messages import (
     COMMAND_QOS,
     LABEL_QOS,
@@ -36,6 +37,9 @@ class Outlet(Protocol):
 
     def publish(self, command: Command, permitted: Callable[[], bool]) -> None:
         """Sends a command, if it still may. Everything is encoded before anything is sent: a failure leaves nothing half-sent."""
+
+    def policy_changed(self) -> None:
+        """Another policy acts from here on. Called in the thread of ``~/load``."""
 
     def facts(self) -> dict[str, str]:
         """What diagnostics tell of it."""
@@ -69,6 +73,9 @@ class CommandOutlet:
             self._gripper.publish(gripper)
             self._pose.publish(pose)
 
+    def policy_changed(self) -> None:
+        """The robot is told the same way."""
+
     def facts(self) -> dict[str, str]:
         """Nothing that the counters do not say."""
         return {}
@@ -81,9 +88,15 @@ class ProposalOutlet:
     """Beside the robot: proposals on ``~/proposal/pose`` and ``~/proposal/gripper``, compared with what really commands it."""
 
     def __init__(self, node: LifecycleNode, keep: Keep, contract: RobotContract, period_s: float, report: Path | None) -> None:
-        """Subscribes to the robot's command topics. ``report``: where the comparison is written at the end, .json and .md beside it."""
+        """Subscribes to the robot's command topics. ``report``: where the comparison is written at the end, .json and .md beside it.
+
+        Raises OutputError when it could not be written there: after a session of an hour it would be too late.
+        """
+        if report is not None:
+            check_writable(report)
         self._frame = contract.pose_command.frame
         self._report = report
+        self._period_s = period_s
         self.comparison = ShadowComparison(period_s)
         self._pose = keep(node.create_lifecycle_publisher(PoseStamped, "~/proposal/pose", COMMAND_QOS))
         self._gripper = keep(node.create_lifecycle_publisher(Float64MultiArray, "~/proposal/gripper", COMMAND_QOS))
@@ -102,6 +115,10 @@ class ProposalOutlet:
         self._gripper.publish(gripper)
         self._pose.publish(pose)
         self.comparison.propose(command.stamp_ns, command.target)
+
+    def policy_changed(self) -> None:
+        """What is compared from here on is another policy's: it does not go into one report with the old one's."""
+        self.comparison = ShadowComparison(self._period_s)
 
     def facts(self) -> dict[str, str]:
         """The error so far."""

@@ -17,6 +17,8 @@ from std_srvs.srv import SetBool, Trigger
 from otpr_policy.errors import EnvironmentSetupError, OtprError
 from otpr_policy.ros.process import start_ros
 
+_FOUND_S = 10.0  # discovery takes a second, on a busy machine some: who is not found by then is not there, however long the answer may take
+
 
 def engage(node: str, allowed: bool, timeout_s: float) -> str:
     """Gives the policy node the permission to move the robot, or takes it. Returns its state; raises OtprError when it refuses."""
@@ -46,7 +48,7 @@ def _answer(service: str, kind: Any, request: Any, timeout_s: float) -> str:
 
 
 def call(kind: Any, service: str, request: Any, timeout_s: float) -> Any:
-    """Calls a service and returns its response. Raises EnvironmentSetupError when nobody answers in time."""
+    """Calls a service and returns its response. Raises EnvironmentSetupError when nobody serves it or answers in time."""
     context = Context()
     start_ros(context=context)
     try:
@@ -54,7 +56,7 @@ def call(kind: Any, service: str, request: Any, timeout_s: float) -> Any:
         executor = SingleThreadedExecutor(context=context)
         try:
             client = node.create_client(kind, service)
-            if not client.wait_for_service(timeout_sec=timeout_s):
+            if not client.wait_for_service(timeout_sec=min(timeout_s, _FOUND_S)):
                 domain = os.environ.get("ROS_DOMAIN_ID", "0")
                 raise EnvironmentSetupError(f"nobody serves {service} in ROS domain {domain}; is the policy node running?")
             future = client.call_async(request)
