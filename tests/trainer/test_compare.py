@@ -246,7 +246,7 @@ def test_time_left_is_learnt_from_like_jobs_and_shared_among_processes():
     from otpr_trainer.compare import plan as plans
     from otpr_trainer.compare.jobs import jobs
 
-    of = {job.name: job for job in jobs(plans.load("quick"))}
+    of = {job.name: job for job in jobs(plans.load("lift5"))}
     trained, other, alike = (of[f"lift/{name}/train"] for name in ("otpr/0", "filtered_bc/0", "otpr/1"))
     durations = Durations()
     assert durations.estimate(trained) == trained.guess_s

@@ -156,7 +156,7 @@ def test_a_caption_leaves_the_picture_as_it_is_and_says_something_below():
 def command(source, monkeypatch, *words) -> int:
     import argparse
 
-    monkeypatch.setattr(evaluation, "_open", lambda arguments: (source, "point", None, 1))
+    monkeypatch.setattr(evaluation, "_open", lambda arguments: evaluation.Judged(source, "point", None, 1, "ddim", 2, 0.0))
     parser = argparse.ArgumentParser()
     evaluation.COMMAND.add_arguments(parser)
     return evaluation.COMMAND.run(parser.parse_args(["run", "--workers", "1", "--json", *map(str, words)]))

@@ -118,7 +118,7 @@ def _print_overview(commands: dict[tuple[str, ...], EntryPoint]) -> None:
             text = entry.load().help
         except Exception as error:  # whatever breaks one package must not take the others' help away
             text = f"(cannot be loaded: {error})"
-        print(f"  {' '.join(name):<17} {text.splitlines()[0]}")
+        print(f"  {' '.join(name):<16} {text.splitlines()[0]}")
 
 
 if __name__ == "__main__":
