@@ -47,8 +47,8 @@ def direct_rollout(policy_file: Path, task: str, seed: int, episode: int, steps:
 @pytest.mark.ros
 @pytest.mark.parametrize("name", ["tiny", "lift"])
 def test_node_in_the_loop_reproduces_the_direct_rollout_step_by_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Pictures are not the matter here, and a process that has drawn with Mesa's EGL dies of importing triton, as torch's optimisers do:
-    # both bring LLVM.
+    # Pictures are not the matter here, and a process that has drawn with Mesa's EGL was seen to die of importing triton, as torch's
+    # optimisers do. Both bring LLVM, which may be why; the other way round it works.
     monkeypatch.setenv("OTPR_RENDERER", "software")
     policy_file = SHIPPED_POLICY if name == "lift" else tiny_policy.write(tmp_path / "tiny.onnx")
     out = tmp_path / "demo"
