@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -228,6 +229,27 @@ def test_report_only_runs_nothing_and_needs_a_comparison(folder):
     calls(folder)
     assert compare(folder, "--report-only") == 0
     assert calls(folder) == [] and "8 of 16 jobs are done" in (folder / "out/report.md").read_text()
+
+
+def test_a_part_of_the_plan_runs_with_what_it_needs_and_the_rest_may_follow(folder, capsys):
+    assert compare(folder, "--only", "*/otpr/1") == 0
+    ran = calls(folder)
+    assert len(ran) == 5, "demonstrations, start policy, training, two evaluations"
+    assert not any("filtered_bc" in call or "/0" in call for call in ran)
+    assert "Not done" in capsys.readouterr().out
+    assert compare(folder, "--only", "*/otpr/*") == 0
+    assert len(calls(folder)) == 5
+    assert compare(folder) == 0
+    assert len(calls(folder)) == JOBS - 10
+
+
+@pytest.mark.parametrize("pattern", ["can", "lift/dppo", "lift/otpr/7", "lift/otpr/1/train"])
+def test_a_part_that_the_plan_does_not_have_is_refused_with_what_it_has(folder, pattern):
+    said = f"no run is '{pattern}'; tasks: lift; methods: demos, bc, filtered_bc, otpr; seeds: 0, 1"
+    with pytest.raises(PlanError, match=re.escape(said)):
+        compare(folder, "--only", pattern)
+    assert calls(folder) == []
+    assert not (folder / "out").exists()
 
 
 def test_a_foreign_directory_and_one_in_use_are_left_alone(folder):

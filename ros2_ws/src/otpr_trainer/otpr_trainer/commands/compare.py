@@ -18,6 +18,12 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("plan", metavar="PLAN", help=f"a plan (YAML), or the name of a shipped one: {', '.join(shipped())}")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the comparison; goes on with what is there")
     parser.add_argument("--jobs", type=int, default=default_workers(), metavar="N", help="processes at a time, one core each")
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="RUNS",
+        help="run only these of the plan, as TASK/METHOD/SEED with * for any, and what they need; may be given again",
+    )
     parser.add_argument("--report-only", action="store_true", help="run nothing; write the report of what is done")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -26,6 +32,7 @@ def _run(arguments: Namespace) -> int:
     from otpr_trainer.compare import plan as plans
     from otpr_trainer.compare import report
     from otpr_trainer.compare.jobs import jobs as jobs_of
+    from otpr_trainer.compare.jobs import selected
     from otpr_trainer.compare.records import Records, locked
     from otpr_trainer.compare.results import to_json
     from otpr_trainer.compare.runner import Runner, State
@@ -34,12 +41,13 @@ def _run(arguments: Namespace) -> int:
         raise PlanError(f"--jobs must be at least 1, got {arguments.jobs}")
     plan = plans.load(arguments.plan)
     jobs, records = jobs_of(plan), Records(arguments.out)
+    chosen = jobs if arguments.only is None else selected(jobs, arguments.only)
     states: dict[str, State] = {}
     finished = True
     records.settle(plan, create=not arguments.report_only)
     if not arguments.report_only:
         with locked(arguments.out):
-            runner = Runner(plan.name, jobs, records, arguments.jobs)
+            runner = Runner(plan.name, chosen, records, arguments.jobs)
             finished = runner.run()
             states = runner.states
     results, why = report.write(plan, jobs, records)
@@ -53,7 +61,7 @@ def _run(arguments: Namespace) -> int:
         print(json.dumps({**summary, "rows": to_json(results)}))
     else:
         print((arguments.out / "report.md").read_text(encoding="utf-8"))
-    again = f"otpr compare {shlex.quote(arguments.plan)} --out {shlex.quote(str(arguments.out))}"
+    again = shlex.join(["otpr", "compare", arguments.plan, "--out", str(arguments.out), *(f"--only={runs}" for runs in arguments.only or ())])
     if not finished:
         print(f"otpr: interrupted; {done} of {len(jobs)} jobs are done, go on with: {again}", file=sys.stderr)
         return 130

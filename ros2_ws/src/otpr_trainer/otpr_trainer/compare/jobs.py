@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plan as jobs: one ``otpr`` command each, what it waits for and what it leaves behind."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from otpr_policy.errors import PlanError
 from otpr_trainer.commands.export import DEFAULT_ETA
 from otpr_trainer.compare.plan import BUDGET_SETTING, DEMONSTRATIONS, MethodPlan, Plan, TaskPlan, fine_tunes, own_chain, sampler
 
 PLACE = "DIR"  # stands for the comparison's directory in a job's words, so that a record holds wherever that is moved to
+_PARTS = 3  # of a run's path: task, method, seed
 
 
 class Kind(Enum):
@@ -93,6 +96,33 @@ def jobs(plan: Plan) -> tuple[Job, ...]:
         return found
 
     return tuple(job for seed in plan.seeds for task in plan.tasks for job in of(task, seed))
+
+
+def selected(jobs: Sequence[Job], patterns: Sequence[str]) -> tuple[Job, ...]:
+    """The jobs of the runs that any of the patterns names, and those that they need, in the order given.
+
+    Args:
+        jobs: of a plan.
+        patterns: of ``TASK``, ``TASK/METHOD`` or ``TASK/METHOD/SEED``, each part as of a shell (``*/otpr``).
+
+    Raises:
+        PlanError: a pattern names no run.
+    """
+    by_name = {job.name: job for job in jobs}
+    wanted: set[str] = set()
+    for pattern in patterns:
+        parts = pattern.split("/")
+        found = [job for job in jobs if all(map(fnmatchcase, job.run.split("/"), parts)) and len(parts) <= _PARTS]
+        if not found:
+            tasks, methods, seeds = ([*dict.fromkeys(column)] for column in zip(*(job.run.split("/") for job in jobs), strict=True))
+            raise PlanError(f"no run is {pattern!r}; tasks: {', '.join(tasks)}; methods: {', '.join(methods)}; seeds: {', '.join(seeds)}")
+        waiting = [job.name for job in found]
+        while waiting:
+            name = waiting.pop()
+            if name not in wanted:
+                wanted.add(name)
+                waiting += by_name[name].needs
+    return tuple(job for job in jobs if job.name in wanted)
 
 
 def _collect(task: TaskPlan, seed: int) -> Job:
