@@ -8,10 +8,11 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 
 from otpr_policy.ros.messages import STATE_PUBLISHER_QOS
+from otpr_policy.ros.process import start_ros
 
 if __name__ == "__main__":
     source, destination = sys.argv[1:3]
-    rclpy.init()
+    start_ros()
     node = Node("tracker")
     publisher = node.create_publisher(PoseStamped, destination, STATE_PUBLISHER_QOS)
     node.create_subscription(PoseStamped, source, publisher.publish, STATE_PUBLISHER_QOS)

@@ -23,6 +23,7 @@ from std_msgs.msg import Float64MultiArray
 from otpr_policy.contract import load_contract
 from otpr_policy.ros.messages import COMMAND_QOS, STATE_PUBLISHER_QOS, ns_to_stamp, set_pose
 from otpr_policy.ros.node import PolicyNode
+from otpr_policy.ros.process import start_ros
 from otpr_policy.spec import Array
 
 TIMEOUT_S = 10.0
@@ -31,7 +32,7 @@ TIMEOUT_S = 10.0
 @pytest.fixture(scope="session", autouse=True)
 def _rclpy() -> Iterator[None]:
     """One rclpy context for all tests of this folder."""
-    rclpy.init()
+    start_ros()
     yield
     rclpy.try_shutdown()
 

@@ -24,7 +24,7 @@ from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
 from otpr_policy import bringup
-from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, STATE_PUBLISHER_QOS, SWITCH_QOS
+from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, STATE_PUBLISHER_QOS
 
 SHIPPED_POLICY = Path(__file__).parents[2] / "policies" / "lift.onnx"
 pytestmark = pytest.mark.ros
@@ -49,12 +49,10 @@ class Scene:
         self.observer = Node("observer")
         self.commands: list[float] = []
         self.tracked: list[float] = []
-        self.cycles: list[float] = []
         self.states: list[tuple[float, str]] = []
         self.holding: list[tuple[float, bool]] = []
         listen = self.observer.create_subscription
         listen(PoseStamped, "/target_pose", lambda _m, info: self.commands.append(_sent_s(info)), COMMAND_QOS)
-        listen(PoseStamped, "/ee_pose", lambda _m, info: self.cycles.append(_sent_s(info)), SWITCH_QOS)
         listen(PoseStamped, "/tracker/cube", lambda _m, info: self.tracked.append(_sent_s(info)), STATE_PUBLISHER_QOS)
         listen(String, "/policy_node/state", lambda m, info: self.states.append((_sent_s(info), m.data)), LATCHED_QOS)
         listen(Bool, "/twin/holding", lambda m, info: self.holding.append((_sent_s(info), m.data)), LATCHED_QOS)
@@ -164,10 +162,7 @@ def test_the_robot_is_held_within_200_ms_when_the_node_is_killed_or_frozen(
     struck_s = scene.send("node", number)
     held_s = scene.held_s(struck_s)
     print(f"{number.name}: held {1e3 * (held_s - struck_s):.0f} ms after the signal")
-    if number is signal.SIGKILL:
-        assert held_s - struck_s < 0.2
-    # A frozen process may hold a lock in DDS's shared memory, and the twin's time stands still with it: its own time counts.
-    assert sum(struck_s < at_s < held_s for at_s in scene.cycles) < 20, "cycles of 10 ms"
+    assert held_s - struck_s < 0.2
     time.sleep(0.3)
     assert scene.holding[-1][1], "nothing moves it again"
     if number is signal.SIGKILL:

@@ -14,7 +14,7 @@ setup(
     maintainer_email="otpr@users.noreply.github.com",
     license="Apache-2.0",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
-    package_data={PACKAGE: ["py.typed"]},
+    package_data={PACKAGE: ["py.typed", "ros/loopback.xml"]},
     python_requires=">=3.10",
     install_requires=["numpy", "onnx", "PyYAML", "rosbags"],
     # ONNX Runtime has two distributions for one module (CPU and GPU) and rclpy comes from apt on a robot: both are the installer's choice.

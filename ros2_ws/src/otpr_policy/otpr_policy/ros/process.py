@@ -21,6 +21,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from otpr_policy.errors import EnvironmentSetupError, OtprError
+from otpr_policy.ros import transport
 from otpr_policy.supervisor import SUPERVISOR_VARIABLE
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -73,7 +74,12 @@ def _check_supervised(supervisor: str | None) -> None:
 
 
 def start_ros(arguments: list[str] | None = None, context: Context | None = None) -> None:
-    """Initialises rclpy, with signals left to us. Raises EnvironmentSetupError with ROS's own words when it cannot."""
+    """Initialises rclpy, with signals left to us and without shared memory.
+
+    Sets environment variables (:mod:`otpr_policy.ros.transport`), which the middleware reads now and when it makes the first
+    node, and processes started from here inherit. Raises EnvironmentSetupError with ROS's own words when it cannot start.
+    """
+    os.environ.update(transport.variables(os.environ))
     try:
         rclpy.init(args=arguments, context=context, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # rcl's errors have no common class: a bad domain, no home directory, arguments that do not parse

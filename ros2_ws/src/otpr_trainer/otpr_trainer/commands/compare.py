@@ -61,7 +61,9 @@ def _run(arguments: Namespace) -> int:
         print(json.dumps({**summary, "rows": to_json(results)}))
     else:
         print((arguments.out / "report.md").read_text(encoding="utf-8"))
-    again = shlex.join(["otpr", "compare", arguments.plan, "--out", str(arguments.out), *(f"--only={runs}" for runs in arguments.only or ())])
+    again = shlex.join(
+        ["otpr", "compare", arguments.plan, "--out", str(arguments.out), *(f"--only={runs}" for runs in arguments.only or ())]
+    )
     if not finished:
         print(f"otpr: interrupted; {done} of {len(jobs)} jobs are done, go on with: {again}", file=sys.stderr)
         return 130
