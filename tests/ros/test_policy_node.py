@@ -26,7 +26,7 @@ from otpr_policy.share import share_directory
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 PERIOD_NS = 50_000_000
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.faults]
 
 
 def start(bench: Any) -> None:
