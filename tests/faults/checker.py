@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ ALL = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 ORDER_S = 1.0  # messages are judged in the order of their sending when this much time has passed
 JUDGE_S = 0.2
-ABSURD = 5.0  # m, or of a unit vector: no arm on a table measures that
+ABSURD = 5.0  # m: no arm on a table measures that
+UNIT = 0.02  # further from unit length a quaternion is no rotation
 LOOK_S = 0.02
 
 
@@ -88,14 +90,14 @@ class Checker(Node):
         """Subscribes to what the contract names."""
         super().__init__("checker", start_parameter_services=False)
         self.stalls = Stalls()
-        self._fields = _by_topic(contract)
-        self.judge = Judge(_bounds(contract, period_s), tuple(self._fields), self.stalls.between, simulated)
+        self._fields = fields_by_topic(contract)
+        self.judge = Judge(bounds_of(contract, period_s), tuple(contract["observations"]), self.stalls.between, simulated)
         self._heard: list[tuple[float, int, Any]] = []
         self._number = 0
         self._verdict = self.create_publisher(String, "/checker/verdict", LATCHED)
         for topic, (kind, _) in self._fields.items():
-            self._listen(kind, topic, ALL, lambda at_s, message, topic=topic: self.judge.sample(at_s, self._sample(topic, message)))
-        self._listen(PoseStamped, contract["pose_command"]["topic"], ALL, lambda at_s, m: self.judge.command(at_s, _pose_command(m)))
+            self._listen(kind, topic, ALL, partial(self._samples, topic))
+        self._listen(PoseStamped, contract["pose_command"]["topic"], ALL, lambda at_s, m: self.judge.command(at_s, command_of(m)))
         self._listen(
             Float64MultiArray,
             contract["gripper_command"]["topic"],
@@ -123,6 +125,10 @@ class Checker(Node):
             self._keep(at_s, lambda: judge(at_s, message))
 
         self.create_subscription(kind, topic, heard, qos)
+
+    def _samples(self, topic: str, at_s: float, message: Any) -> None:
+        for sample in samples_of(message, *self._fields[topic]):
+            self.judge.sample(at_s, sample)
 
     def _on_event(self, message: String) -> None:
         event = json.loads(message.data)
@@ -155,16 +161,21 @@ class Checker(Node):
         told = {"violations": len(self.judge.violations), "commands": self.judge.counts["commands"]}
         self._verdict.publish(String(data=json.dumps(told)))
 
-    def _sample(self, topic: str, message: Any) -> Sample:
-        kind, fields = self._fields[topic]
-        problem = _joints_problem(message, fields) if kind is JointState else _pose_problem(message, fields)
-        position = getattr(message, "pose", None) and message.pose.position
-        is_hand = problem is None and any(source["name"].startswith("ee_") for source in fields)
-        hand = np.array([position.x, position.y, position.z]) if is_hand else None
-        return Sample(topic, _seconds(message.header.stamp), problem, hand)
+
+def samples_of(message: Any, kind: Any, fields: list[dict[str, Any]]) -> list[Sample]:
+    """What a message of a state topic says of each of ``fields``, to one who reads these from it and nothing else."""
+    found = []
+    for source in fields:
+        problem = _joints_problem(message, source["joints"]) if kind is JointState else _pose_problem(message, source)
+        is_hand = problem is None and source["name"] == "ee_position"
+        position = message.pose.position if is_hand else None
+        hand = None if position is None else np.array([position.x, position.y, position.z])
+        found.append(Sample(source["name"], _seconds(message.header.stamp), problem, hand))
+    return found
 
 
-def _by_topic(contract: dict[str, Any]) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
+def fields_by_topic(contract: dict[str, Any]) -> dict[str, tuple[Any, list[dict[str, Any]]]]:
+    """Of each state topic: its message class, and what the contract reads from it."""
     kinds = {"geometry_msgs/msg/PoseStamped": PoseStamped, "sensor_msgs/msg/JointState": JointState}
     topics: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
     for name, source in contract["observations"].items():
@@ -172,7 +183,8 @@ def _by_topic(contract: dict[str, Any]) -> dict[str, tuple[Any, list[dict[str, A
     return topics
 
 
-def _bounds(contract: dict[str, Any], period_s: float) -> Bounds:
+def bounds_of(contract: dict[str, Any], period_s: float) -> Bounds:
+    """The limits of a contract."""
     limits = contract["limits"]
     return Bounds(
         period_s,
@@ -193,33 +205,35 @@ def _seconds(stamp: Any) -> float:
     return float(stamp.sec) + 1e-9 * float(stamp.nanosec)
 
 
-def _pose_command(message: PoseStamped) -> Command:
+def command_of(message: PoseStamped) -> Command:
+    """What a message of the pose command topic says."""
     p, o = message.pose.position, message.pose.orientation
     return Command(_seconds(message.header.stamp), message.header.frame_id, np.array([p.x, p.y, p.z, o.x, o.y, o.z, o.w]))
 
 
-def _pose_problem(message: PoseStamped, fields: list[dict[str, Any]]) -> str | None:
-    p, o = message.pose.position, message.pose.orientation
-    numbers = (p.x, p.y, p.z, o.x, o.y, o.z, o.w)
-    if message.header.frame_id != fields[0]["frame"]:
+def _pose_problem(message: PoseStamped, source: dict[str, Any]) -> str | None:
+    if message.header.frame_id != source["frame"]:
         return "frame"
-    if not all(math.isfinite(number) and abs(number) <= ABSURD for number in numbers):
-        return "numbers"
-    if any(source["part"] != "position" for source in fields) and not abs(math.hypot(*numbers[3:]) - 1) < 0.01:
-        return "rotation"
-    return None
+    p, o = message.pose.position, message.pose.orientation
+    if source["part"] != "position":
+        return None if abs(math.hypot(o.x, o.y, o.z, o.w) - 1) < UNIT else "rotation"
+    return None if all(_plausible(number) for number in (p.x, p.y, p.z)) else "numbers"
 
 
-def _joints_problem(message: JointState, fields: list[dict[str, Any]]) -> str | None:
+def _joints_problem(message: JointState, joints: list[str]) -> str | None:
     names, values = list(message.name), list(message.position)
     if len(names) != len(values):
         return "lengths"
-    for joint in (joint for source in fields for joint in source["joints"]):
+    for joint in joints:
         if names.count(joint) != 1:
             return "names"
-        if not (math.isfinite(values[names.index(joint)]) and abs(values[names.index(joint)]) <= ABSURD):
+        if not _plausible(values[names.index(joint)]):
             return "numbers"
     return None
+
+
+def _plausible(number: float) -> bool:
+    return math.isfinite(number) and abs(number) <= ABSURD
 
 
 def main() -> int:

@@ -54,9 +54,9 @@ class Bounds:
 
 @dataclass
 class Sample:
-    """A message of a state topic, and what is wrong with it, if something is."""
+    """What a message says of one field of the observation, and what is wrong with it, if something is."""
 
-    topic: str
+    field: str
     stamp_s: float
     problem: str | None
     hand: NDArray[np.float64] | None = None  # (3,), where it is the hand's pose
@@ -89,7 +89,7 @@ class Judge:
     """
 
     bounds: Bounds
-    topics: tuple[str, ...]
+    fields: tuple[str, ...]
     stall_s: Callable[[str, float, float], float] = lambda _who, _begin_s, _end_s: 0.0
     simulated: bool = False
     violations: list[Violation] = field(default_factory=list)
@@ -125,14 +125,14 @@ class Judge:
     def sample(self, now_s: float, sample: Sample) -> None:
         """A message reaches the node."""
         self.counts["samples"] += 1
-        last_s = self._newest.get(sample.topic, -math.inf)
+        last_s = self._newest.get(sample.field, -math.inf)
         wrong = sample.problem is not None or not math.isfinite(sample.stamp_s)
         if not self.simulated:
             wrong = wrong or sample.stamp_s < last_s or sample.stamp_s - now_s > FUTURE_S
         if wrong:
             self.counts["unusable samples"] += 1
             return
-        self._newest[sample.topic] = sample.stamp_s
+        self._newest[sample.field] = sample.stamp_s
         if sample.hand is not None:
             self._hands.append((now_s, sample.hand))
 
@@ -286,13 +286,13 @@ class Judge:
             ages_s = [time_s - stamp_s for sent_s, time_s in self._clock if now_s - 0.15 < sent_s <= now_s + 0.02]
             if not any(-FUTURE_S <= age_s <= allowed_s for age_s in ages_s):
                 self._violate(now_s, "age", f"a command on data {ages_s[-1:]} s old by /clock")
-        elif set(self._newest) != set(self.topics):
-            self._violate(now_s, "age", f"a command without {set(self.topics) - set(self._newest)}")
+        elif set(self._newest) != set(self.fields):
+            self._violate(now_s, "age", f"a command without {set(self.fields) - set(self._newest)}")
         else:
             self._within(now_s, self._age_s(now_s), allowed_s, "age", ("node",))
 
     def _age_s(self, now_s: float) -> float:
-        """Of the oldest among the newest usable samples of each topic."""
+        """Of the oldest among the newest usable samples of each field."""
         return now_s - min(self._newest.values(), default=-math.inf)
 
     def _within(self, now_s: float, took_s: float, allowed_s: float, rule: str, who: tuple[str, ...]) -> bool:
