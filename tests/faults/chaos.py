@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -101,6 +102,7 @@ def main() -> int:
     seed = secrets.randbelow(2**31) if arguments.seed is None else arguments.seed
     print(f"seed {seed}", flush=True)
     make_directory(arguments.out.parent)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     try:
         start_ros()
     except EnvironmentSetupError as error:
