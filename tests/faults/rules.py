@@ -289,7 +289,9 @@ class Judge:
         elif set(self._newest) != set(self.fields):
             self._violate(now_s, "age", f"a command without {set(self.fields) - set(self._newest)}")
         else:
-            self._within(now_s, self._age_s(now_s), allowed_s, "age", ("node",))
+            self._within(now_s, max(self._age_s(now_s), now_s - stamp_s), allowed_s, "age", ("node",))
+            if stamp_s - now_s > FUTURE_S:
+                self._violate(now_s, "age", f"a command on data of {stamp_s - now_s:.3f} s from now")
 
     def _age_s(self, now_s: float) -> float:
         """Of the oldest among the newest usable samples of each field."""

@@ -92,6 +92,8 @@ def test_a_robot_that_is_driven_rightly_passes() -> None:
         ("fingers", lambda t: t.judge.command(t.now_s, Command(None, "", np.array([0.02, 0.02])))),
         ("finger velocity", lambda t: [(t.wait(0.05), t.send(finger=finger)) for finger in (0.02, 0.04, 0.01)]),
         ("age", lambda t: (t.wait(0.12), t.send())),
+        ("age", lambda t: t.judge.command(t.now_s, Command(t.now_s - 0.2, "base", np.concatenate([HAND, DOWN])))),
+        ("age", lambda t: t.judge.command(t.now_s, Command(t.now_s + 3600, "base", np.concatenate([HAND, DOWN])))),
         ("hold", lambda t: t.wait(0.3)),
         ("silence", lambda t: [(t.wait(0.05), t.samples()) for _ in range(10)]),
         ("states", lambda t: (t.judge.state(t.now_s, "STOPPED: x"), t.judge.state(t.now_s, "ENGAGED"))),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import contracts
 import pytest
-import rclpy
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from otpr_policy import bringup
@@ -49,13 +49,15 @@ class Driver:
         self.process = process
         self._log = log
         self._node = Node("lifecycle_driver")
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(self._node)
         self._client = self._node.create_client(ChangeState, "/policy_node/change_state")
         asked = self._node.create_client(GetState, "/policy_node/get_state")
         assert self._client.wait_for_service(timeout_sec=60), self.words()
         assert asked.wait_for_service(timeout_sec=60), self.words()
         for _ in range(30):  # a server that does not know its client yet answers nobody
             future = asked.call_async(GetState.Request())
-            rclpy.spin_until_future_complete(self._node, future, timeout_sec=1)
+            self._executor.spin_until_future_complete(future, 1)
             if future.done():
                 break
         assert future.done(), self.words()
@@ -66,13 +68,15 @@ class Driver:
     def loop(self) -> None:
         for transition in LOOP:
             future = self._client.call_async(ChangeState.Request(transition=Transition(id=transition)))
-            rclpy.spin_until_future_complete(self._node, future, timeout_sec=30)
+            self._executor.spin_until_future_complete(future, 30)
             assert future.done(), f"transition {transition} is not answered; {self.words()}"
             assert future.result().success, f"transition {transition} failed; {self.words()}"
             assert self.process.poll() is None, self.words()
 
     def close(self) -> None:
+        self._executor.remove_node(self._node)
         self._node.destroy_node()
+        self._executor.shutdown()
 
 
 @pytest.fixture
