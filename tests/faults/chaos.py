@@ -54,6 +54,7 @@ class Tally:
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
             "faults": dict(Counter(outcome.fault.name for outcome in self.outcomes)),
             "without_their_effect": [f"{o.fault.name}: {o.told}" for o in self.outcomes if not o.as_it_must],
+            "played": [[round(o.at_s, 3), o.fault.name, o.told] for o in self.outcomes],
             "recovery_s": [round(outcome.recovery_s, 2) for outcome in self.outcomes],
             "counts": dict(total),
             "violations": self.violations,

@@ -180,8 +180,8 @@ class Judge:
             self.deaths_s.append(now_s - self._awaited_s)
             self._within(now_s, now_s - self._awaited_s, DEATH_S, "death", ("twin",))
             self._awaited_s = None
-        elif self._state == HOLDING and " s old" in self._told and not self.simulated:
-            age_s = self._age_s(now_s)
+        elif self._state == HOLDING and " s old" in self._told and not self.simulated and now_s - self._twin_again_s > self._age_s(now_s):
+            age_s = self._age_s(now_s)  # and a consumer that was frozen in that while could not be still in it
             self.stills_s.append(age_s)
             self._within(now_s, age_s, self.bounds.still_s + 2 * SYSTEM_S, "still", ("node", "twin"))
 
@@ -197,6 +197,7 @@ class Judge:
                 self._engage_calls = 0
                 if what == "killed":
                     self._state = None
+                    self._last_command_s = None  # the first commands of the next node may come before we know each other
             elif who == "twin":
                 self._twin_runs, self._awaited_s = False, None
                 self._still = None if what == "killed" else self._still

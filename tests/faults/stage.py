@@ -221,6 +221,7 @@ class Outcome:
     """What a fault led to."""
 
     fault: Fault
+    at_s: float
     told: str  # the first state that was told after it, if one was
     as_it_must: bool
     recovery_s: float
@@ -232,10 +233,12 @@ def play(stage: Stage, fault: Fault, rng: np.random.Generator, least_s: float = 
     fault.begin(stage, rng)
     time.sleep(rng.uniform(least_s, most_s))
     lasted_s = time.time() - began_s
-    halts = [text for at_s, text in list(stage.states) if at_s > began_s and text.startswith(("HOLD", "STOPPED"))]
+    states = list(stage.states)
+    told = [text for at_s, text in states if at_s > began_s] or [states[-1][1]]
+    halts = [text for text in told if text.startswith(("HOLD", "STOPPED"))]
     commands = sum(at_s > began_s for at_s in list(stage.commands))
     fault.end(stage)
     # A machine that stalls makes a robot hold now and then for which there is no other reason.
     goes_on = commands >= 0.5 * lasted_s / PERIOD_S
     as_it_must = {Effect.HALT: bool(halts), Effect.NONE: goes_on}.get(fault.effect, True)
-    return Outcome(fault, halts[0] if halts else "", as_it_must, stage.recover())
+    return Outcome(fault, began_s, halts[0] if halts else "", as_it_must, stage.recover())

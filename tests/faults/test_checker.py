@@ -114,6 +114,30 @@ def test_each_thing_that_may_not_be_seen_is_found(rule: str, wrong: Callable[[Ta
     assert rule in tape.found()
 
 
+def test_what_a_consumer_did_not_do_while_it_was_frozen_is_not_held_against_it() -> None:
+    tape = Tape()
+    tape.judge.event(tape.now_s, "frozen", "twin")
+    tape.wait(0.06)
+    tape.judge.state(tape.now_s, "HOLD: cube is 0.061 s old, allowed are 0.050 s")
+    tape.wait(0.4)
+    tape.judge.event(tape.now_s, "thawed", "twin")
+    tape.wait(0.01)
+    tape.judge.still(tape.now_s, True)
+    assert tape.judge.violations == []
+
+
+def test_a_new_nodes_first_commands_may_be_missed() -> None:
+    tape = Tape()
+    tape.judge.event(tape.now_s, "killed", "node")
+    tape.wait(0.04)
+    tape.judge.still(tape.now_s, True)
+    tape.wait(3.0)
+    tape.judge.event(tape.now_s, "started", "node")
+    tape.judge.still(tape.now_s, False)
+    tape.wait(0.01)
+    assert tape.judge.violations == []
+
+
 @pytest.mark.parametrize("problem", [None, "numbers"])
 def test_what_is_unusable_late_out_of_order_or_of_the_future_does_not_count_as_a_measurement(problem: str | None) -> None:
     tape = Tape()

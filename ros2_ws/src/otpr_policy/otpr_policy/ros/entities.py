@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a lifecycle node makes in configure and destroys in cleanup."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -26,3 +27,5 @@ class Entities(list[Any]):
         }
         while self:
             how[type(self[-1]).__name__](self.pop())
+        known = node.default_callback_group.entities  # rclpy never takes out what is gone
+        known.difference_update([entity for entity in known if isinstance(entity, weakref.ref) and entity() is None])
