@@ -6,6 +6,8 @@ EPISODES ?= 20
 POLICY ?= policies/lift.onnx
 # Length of each case of `make bench-realtime` [s].
 SECONDS_EACH ?= 30
+# Options of the random part of `make test-faults`.
+CHAOS ?= --minutes 15
 # cpu or gpu: which ONNX Runtime to install, see requirements/runtime-*.txt.
 RUNTIME ?= cpu
 # Package index to take torch from, for another build than the default one (such as torch's own index of CPU builds).
@@ -37,7 +39,7 @@ unexport PYTHONPATH
 unexport AMENT_PREFIX_PATH
 
 .DELETE_ON_ERROR:
-.PHONY: help demo walkthrough test test-slow check format train-lift bench-sim bench-candidates bench-transport bench-bridger bench-inference bench-realtime bench-ros mutate-safety env env-sim env-trainer clean
+.PHONY: help demo walkthrough test test-slow test-faults check format train-lift bench-sim bench-candidates bench-transport bench-bridger bench-inference bench-realtime bench-ros mutate-safety env env-sim env-trainer clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
@@ -53,6 +55,10 @@ test: check  ## all checks and tests, what CI runs
 
 test-slow: env  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(PYTEST)
+
+test-faults: env  ## fault injection: every fault, then 15 minutes of them at random (CHAOS="--hours 8 --seed 3"); writes out/faults/chaos.json
+	@$(BIN)/python -m pytest -m faults $(PYTEST)
+	@PYTHONPATH=tests $(BIN)/python -m faults.chaos $(CHAOS)
 
 check: env  ## style, format, types, Dockerfile
 	@echo "== checking style, format, types and Dockerfile"

@@ -14,6 +14,7 @@ from otpr_policy.artifact import CHECKSUM_KEY, METADATA_KEY
 from otpr_policy.errors import ArtifactError
 
 CONTENT = tiny_policy.content()
+pytestmark = pytest.mark.faults
 TRAILER = 81  # bytes: tag and length, tag and length and 11 of the key, tag and length and 64 of the digest
 
 

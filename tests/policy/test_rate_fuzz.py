@@ -21,6 +21,7 @@ LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.30, 0.90, 0.1,
 DOWN = np.diag([1.0, -1.0, -1.0])
 HOME = np.array([0.5, 0.0, 0.1])
 X = np.array([1.0, 0.0, 0.0])
+pytestmark = pytest.mark.faults
 
 
 def _walk(

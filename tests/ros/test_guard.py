@@ -20,7 +20,7 @@ from otpr_policy.control import State
 from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.faults]
 JOY = {"topic": "/joy", "type": "sensor_msgs/msg/Joy", "button": 1, "max_age_s": 0.3}
 HEARTBEAT = {"topic": "/dead_man", "type": "std_msgs/msg/Bool", "max_age_s": 0.3}
 

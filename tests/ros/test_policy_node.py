@@ -26,7 +26,7 @@ from otpr_policy.share import share_directory
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 PERIOD_NS = 50_000_000
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.faults]
 
 
 def start(bench: Any) -> None:
@@ -158,6 +158,7 @@ def test_a_short_gap_holds_and_resumes_with_a_new_inference(make_bench: Callable
         (lambda s: setattr(s, "cube_position", np.array([0.4, np.inf, 0])), "not finite"),
         (lambda s: setattr(s, "cube_position", np.array([0.4, 1e30, 0])), "outside the training range"),
         (lambda s: setattr(s, "ee_quaternion", np.zeros(4)), "not a rotation"),
+        (lambda s: setattr(s, "ee_quaternion", np.array([1.0, 0.0, 0.5, 0.0])), "not of unit length"),
         (lambda s: setattr(s, "frame", "world"), "frame 'world'"),
         (lambda s: s.joints.pop("panda_finger_joint2"), "lacks joint 'panda_finger_joint2'"),
     ],

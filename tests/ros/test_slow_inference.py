@@ -29,7 +29,7 @@ from otpr_policy.timeline import Gap
 
 LONG = replace(tiny_policy.SPEC, chunk_length=16, executed_length=8)
 SUCCESS = TransitionCallbackReturn.SUCCESS
-pytestmark = pytest.mark.ros
+pytestmark = [pytest.mark.ros, pytest.mark.faults]
 
 
 class Sleeping:

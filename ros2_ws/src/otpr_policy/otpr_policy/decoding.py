@@ -5,6 +5,7 @@ Knows the messages by their attributes, so that rclpy's and those that were read
 always looked up by name; a message that cannot be read yields a reason, never a guess.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from otpr_policy.contract import MessageType, ObservationSource, Part
 from otpr_policy.rotation import matrix_to_columns, quaternion_to_matrix
 from otpr_policy.spec import Array
+
+_UNIT_TOLERANCE = 0.01  # of a quaternion's length; drivers that send float32 keep to 1e-6
 
 
 def stamp_to_ns(stamp: Any) -> int:
@@ -56,4 +59,7 @@ def _decode_pose(source: ObservationSource, message: Any) -> Array:
         raise ValueError(f"{source.topic} is in frame {message.header.frame_id!r}, expected {source.frame!r}")
     if source.part is Part.POSITION:
         return pose_position(message.pose)
-    return matrix_to_columns(quaternion_to_matrix(pose_quaternion(message.pose)))
+    quaternion = pose_quaternion(message.pose)
+    if not abs(math.hypot(*quaternion) - 1) <= _UNIT_TOLERANCE:  # one damaged number would otherwise pass as another orientation
+        raise ValueError(f"not a rotation: quaternion {quaternion.tolist()} is not of unit length")
+    return matrix_to_columns(quaternion_to_matrix(quaternion))

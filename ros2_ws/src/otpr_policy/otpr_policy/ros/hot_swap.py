@@ -26,42 +26,61 @@ Swap = Callable[[Path], None]
 
 
 class HotSwap:
-    """Serves ``~/load`` from when it is made until it is closed."""
+    """Serves ``~/load`` from :meth:`serve` until :meth:`rest`.
 
-    def __init__(self, node: Node, swap: Swap, running: Callable[[], LoadedPolicy]) -> None:
-        """Starts to serve.
+    Its node stays from one to the next: each node that is made and destroyed costs 0.1 MB, which ROS does not give back.
+    """
+
+    def __init__(self, node: Node) -> None:
+        """``node``: whose parameter and whose ``~/load`` it is."""
+        self._node = node
+        self._server: Node | None = None
+        self._undo: list[Callable[[], object]] = []
+
+    def serve(self, swap: Swap, running: Callable[[], LoadedPolicy]) -> Callable[[], None]:
+        """Starts to serve, and returns what ends it.
 
         Args:
-            node: whose parameter and whose ``~/load`` it is.
             swap: see Swap; called in the thread of this.
             running: the policy that acts.
         """
-        self._node = node
         self._swap = swap
         self._running = running
-        self._server = Node(
-            f"{node.get_name()}_loader",
-            namespace=node.get_namespace(),
-            context=node.context,
+        server = self._server = self._server or self._make_server()
+        service = server.create_service(Trigger, f"{self._node.get_fully_qualified_name()}/load", self._on_load)
+        self._executor = SingleThreadedExecutor(context=self._node.context)
+        self._executor.add_node(server)
+        self._closed = False
+        self._thread = threading.Thread(target=self._spin, name="otpr-load", daemon=True)
+        self._thread.start()
+        self._undo = [lambda: server.destroy_service(service), self._executor.shutdown, lambda: self._executor.remove_node(server)]
+        return self.rest
+
+    def rest(self) -> None:
+        """Ends the service; a file that is being loaded is finished first. Harmless without one."""
+        if self._undo:
+            self._closed = True
+            self._executor.create_task(lambda: None)  # so that spin_once returns
+            self._thread.join(_CLOSE_S)
+        while self._undo:
+            self._undo.pop()()
+
+    def close(self) -> None:
+        """Ends the node as well."""
+        self.rest()
+        if self._server is not None:
+            self._server.destroy_node()
+            self._server = None
+
+    def _make_server(self) -> Node:
+        return Node(
+            f"{self._node.get_name()}_loader",
+            namespace=self._node.get_namespace(),
+            context=self._node.context,
             use_global_arguments=False,  # or a remapping of the node's name would be taken for this one's
             enable_rosout=False,
             start_parameter_services=False,
         )
-        self._server.create_service(Trigger, f"{node.get_fully_qualified_name()}/load", self._on_load)
-        self._executor = SingleThreadedExecutor(context=node.context)
-        self._executor.add_node(self._server)
-        self._closed = False
-        self._thread = threading.Thread(target=self._spin, name="otpr-load", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Ends the service; a file that is being loaded is finished first."""
-        self._closed = True
-        self._executor.create_task(lambda: None)  # so that spin_once returns
-        self._thread.join(_CLOSE_S)
-        self._executor.remove_node(self._server)
-        self._executor.shutdown()
-        self._server.destroy_node()
 
     def _spin(self) -> None:
         while not self._closed:

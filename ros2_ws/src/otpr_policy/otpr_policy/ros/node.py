@@ -32,6 +32,7 @@ from otpr_policy.actors import Actors, Mode, parse_mode
 from otpr_policy.chunk import episode_rng
 from otpr_policy.contract import ObservationSource, RobotContract, load_contract
 from otpr_policy.control import MAY_MOVE, ControlLoop, State
+from otpr_policy.data_clock import DataClock
 from otpr_policy.dead_man import AfterRelease
 from otpr_policy.errors import ContractError, OtprError
 from otpr_policy.inference import OnnxPolicy
@@ -71,11 +72,13 @@ class PolicyNode(LifecycleNode):
         super().__init__(NODE_NAME, **options)
         self.parameters = declare(self, PolicyParameters)
         self.scheduler = Scheduler(self.parameters.realtime, self.parameters.realtime_priority)
+        self._data_clock = DataClock(lambda: int(self.get_clock().now().nanoseconds))
         self._lock = threading.Lock()
         self._loop: ControlLoop | None = None
         self._undo: list[Callable[[], None]] = []  # what configure has begun
         self._thread: ControlThread | None = None
         self._entities = Entities()  # what configure made
+        self._hot_swap = HotSwap(self)
         self._published_state = ""
         self._logged_state: State | None = None
         self._engagements = 0
@@ -110,7 +113,7 @@ class PolicyNode(LifecycleNode):
             self._tick if self._flight is None else self._flight.around(self._tick),
             pacing=self._pacing,
             period_s=self._actors.period_s,
-            data_clock_ns=lambda: int(self.get_clock().now().nanoseconds),
+            data_clock_ns=self._data_clock.now_ns,
             buffer=self._buffer,
             counters=self._control.counters,
             on_start=self._enter_control,
@@ -149,6 +152,7 @@ class PolicyNode(LifecycleNode):
         finally:  # also when a report cannot be written
             while self._undo:
                 self._undo.pop()()
+            self._hot_swap.close()
 
     # Configure and back
 
@@ -179,7 +183,7 @@ class PolicyNode(LifecycleNode):
         self._advertise()
         self._guard = Guard(self, contract, self._entities.keep, self._on_rival, commands=mode is not Mode.SHADOW)
         if (slot := self._slot) is not None and (flight := self._flight) is not None:
-            self._undo.append(HotSwap(self, partial(self._swap, slot, flight), lambda: slot.running).close)
+            self._undo.append(self._hot_swap.serve(partial(self._swap, slot, flight), lambda: slot.running))
 
     def _open_slot(self, path: Path) -> PolicySlot:
         waiting = Waiting.in_lockstep if self._pacing is Pacing.OBSERVATION else Waiting.on_clock
@@ -275,7 +279,7 @@ class PolicyNode(LifecycleNode):
     def _on_message(self, sources: dict[str, ObservationSource], message: Any) -> None:
         stamp_ns = stamp_to_ns(message.header.stamp)
         # In lockstep the newest stamp is what time it is; /clock may arrive after the data.
-        now_ns = stamp_ns if self._pacing is Pacing.OBSERVATION else int(self.get_clock().now().nanoseconds)
+        now_ns = stamp_ns if self._pacing is Pacing.OBSERVATION else self._data_clock.now_ns()
         for name, source in sources.items():
             try:
                 refused = self._buffer.push(name, stamp_ns, decode(source, message), now_ns)
@@ -334,7 +338,7 @@ class PolicyNode(LifecycleNode):
         """Now on the clock that observations are stamped with; in lockstep time is where the observation is."""
         if self._pacing is Pacing.OBSERVATION:
             return self._buffer.complete_until_ns or 0
-        return int(self.get_clock().now().nanoseconds)
+        return self._data_clock.now_ns()
 
     # Telling
 
