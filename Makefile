@@ -39,13 +39,16 @@ unexport PYTHONPATH
 unexport AMENT_PREFIX_PATH
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow test-faults check format train-lift bench-sim bench-candidates bench-transport bench-bridger bench-inference bench-realtime bench-ros mutate-safety env env-sim env-trainer clean
+.PHONY: help demo walkthrough test test-slow test-faults check format train-lift bench-sim bench-candidates bench-transport bench-bridger bench-inference bench-realtime bench-ros mutate-safety env env-sim env-trainer clean
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-18s %s\n' "$$name" "$$text"; done
 
 demo: env-sim  ## run the shipped policy, or POLICY=FILE, on the simulated robot over ROS 2 (EPISODES=20); needs no torch
 	@$(OTPR) demo $(POLICY) --episodes $(EPISODES) --out out/demo --overwrite
+
+walkthrough: env-trainer  ## docs/walkthrough.md: demonstrations by scripted keys, cloning, export, trials of two policies (a quarter of an hour)
+	@$(BIN)/python tests/walkthrough.py
 
 test: check  ## all checks and tests, what CI runs
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST)

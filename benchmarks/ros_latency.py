@@ -36,6 +36,7 @@ from otpr_policy.files import make_directory, write_text
 from otpr_policy.health import Percentiles
 from otpr_policy.realtime import Role, Scheduler
 from otpr_policy.ros.messages import COMMAND_QOS, STATE_PUBLISHER_QOS, ns_to_stamp, stamp_to_ns, subscription_qos
+from otpr_policy.ros.process import start_ros
 
 RATE_HZ = 100.0
 GOAL = 2.0  # times the echo node's p99
@@ -107,7 +108,7 @@ def _pose(stamp_ns: int, position: tuple[float, ...], quaternion: tuple[float, .
 
 def echo(fifo: bool) -> None:
     """The node to compare with: one subscription, one publisher, the default executor."""
-    rclpy.init()
+    start_ros()
     node = Node("echo")
     publisher = node.create_publisher(PoseStamped, ECHO_OUT, COMMAND_QOS)
     node.create_subscription(PoseStamped, ECHO_IN, publisher.publish, subscription_qos(Reliability.BEST_EFFORT))
@@ -220,7 +221,7 @@ def run(options: argparse.Namespace, fifo: bool) -> dict[str, list[float]]:
     ros = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
     children = [_start(["-m", "otpr_policy.ros.node", "--ros-args", *ros])]
     children.append(_start([__file__, "--role", "echo", *([] if fifo else ["--no-fifo"])]))
-    rclpy.init()
+    start_ros()
     scheduler = Scheduler(fifo)
     scheduler.enter(Role.CONTROL)
     link = Link(Robot(), scheduler)

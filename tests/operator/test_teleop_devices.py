@@ -61,7 +61,7 @@ def test_every_key_is_on_the_screen_and_means_one_thing() -> None:
     assert not set(MOTIONS) & set(EVENTS)
     for key in MOTIONS:
         assert f" {key} " in HELP
-    for key in set(EVENTS) & set("bcvtq+-"):
+    for key in set(EVENTS) & set("bcnvtq+-"):
         assert f" {key} " in HELP
 
 

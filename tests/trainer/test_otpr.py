@@ -84,7 +84,7 @@ def test_in_the_own_pool_a_state_imitates_what_was_done_or_drawn_there_and_never
     learner = make(pool="own", block_states=20, draws=3)
     rows, replay = learner.replay.transitions, learner.replay
     for column, known in ((0, rows.chunk), (1, replay.candidates[rows.state, 0]), (2, replay.candidates[rows.state, 1])):
-        learner.compatibility = lambda cost, column=column: torch.eye(cost.shape[1])[column].expand(cost.shape) * cost.shape[1]
+        learner.compatibility = lambda cost, *_, column=column: torch.eye(cost.shape[1])[column].expand(cost.shape) * cost.shape[1]
         targets = learner.block()
         for condition, chunk in zip(targets.condition, targets.x_0, strict=True):
             here = (replay.condition[rows.state] == condition).all(1)

@@ -249,6 +249,33 @@ def test_a_folder_of_recordings_gives_its_successes_and_counts_the_others(tmp_pa
         read_recordings(Path(tmp_path / "demos"))
 
 
+def late(lines, topic, number, by_ns):
+    """The lines with one message of a topic arriving later."""
+    mine = [line for line in lines if line.topic == topic]
+    moved = [Line(line.received_ns + by_ns, topic, line.data) if line is mine[number] else line for line in lines]
+    return sorted(moved, key=lambda line: line.received_ns)
+
+
+def test_a_command_that_is_late_by_itself_is_no_hold(tmp_path, played):
+    """It comes 45 ms late, 95 ms after the one before; the next is in time. A hold delays all that follow."""
+    (episode,) = read_recordings(record(tmp_path / "one", late(played[0], "/target_pose", 12, 45_000_000))).episodes
+    assert len(episode) == STEPS
+    held = [Line(line.received_ns + 45_000_000 * (line.received_ns > BEGIN_NS + 575_000_000), line.topic, line.data) for line in played[0]]
+    with pytest.raises(DemonstrationError, match=r"no command for 0\.095 s after 0\.550 s: the robot held"):
+        read_recordings(record(tmp_path / "held", held))
+
+
+def test_commands_from_before_all_fields_have_come_are_left_out(tmp_path, played):
+    """A recording begins at any moment. Here the cube's first pose comes after the third command."""
+    lines, observed, acted = played
+    (episode,) = read_recordings(record(tmp_path / "one", without(lines, "/objects/cube/pose", 0.0, 0.105))).episodes
+    assert len(episode) == STEPS - 3
+    assert np.array_equal(episode.observation, observed[3:])
+    assert np.allclose(episode.action, acted[3:], rtol=0, atol=1e-12)
+    with pytest.raises(DemonstrationError, match=r"0\.000 s after the first command: cube_position has not arrived"):
+        read_recordings(record(tmp_path / "late", without(lines, "/objects/cube/pose", 0.0, 0.9)))
+
+
 @pytest.mark.parametrize("lost", [(), (7,)])
 def test_who_sent_each_command_becomes_a_label_of_its_step(tmp_path, played, lost):
     """Steps 5 to 14 are an operator's. A label that was lost makes no expert of anybody."""

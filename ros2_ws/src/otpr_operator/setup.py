@@ -25,6 +25,7 @@ setup(
     ],
     entry_points={
         "otpr.commands": [
+            "pilot = otpr_operator.commands.pilot:COMMAND",
             "record = otpr_operator.commands.record:COMMAND",
             "teleop = otpr_operator.commands.teleop:COMMAND",
             "trial = otpr_operator.commands.trial:COMMAND",

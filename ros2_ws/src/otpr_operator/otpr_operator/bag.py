@@ -9,7 +9,7 @@ for a recording whose recorder died.
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -146,6 +146,12 @@ def recover(path: Path) -> None:
 def unfinished(directory: Path) -> list[Path]:
     """The recordings below a directory that have no ``metadata.yaml``, oldest first."""
     return sorted(file.parent for file in directory.glob("*/*.mcap") if not (file.parent / _METADATA).exists())
+
+
+def prepare(types: Iterable[str]) -> None:
+    """Looks the definitions of message types up, which takes half a second the first time: not while messages are waiting."""
+    for kind in types:
+        _describe(kind)
 
 
 @lru_cache

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from otpr_operator.bag import BagWriter
+from otpr_operator.bag import BagWriter, prepare
 from otpr_policy.errors import OutputError, RecordingError
 from otpr_policy.files import make_directory
 from otpr_policy.recording import ARTIFACT, Ending, Verdict, read_recording
@@ -87,6 +87,7 @@ class Session:
             OutputError: the directory cannot be made.
         """
         make_directory(directory)
+        prepare(recorded.type for recorded in topics.values())
         self.phase = Phase.IDLE
         self.verdict = Verdict.UNJUDGED
         self.report: EpisodeReport | None = None  # of the episode under review or just saved

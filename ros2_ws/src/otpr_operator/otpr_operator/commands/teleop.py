@@ -36,6 +36,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attach", action="store_true", help="start nothing; the policy node runs already (otpr bringup, ros2 launch)")
     parser.add_argument("--node", default="/policy_node", help="full name of the policy node that commands the robot")
     parser.add_argument("--sim", action=argparse.BooleanOptionalAction, default=True, help="start the simulated twin of the robot")
+    parser.add_argument("--view", action="store_true", help="open the simulator's viewer on this desktop")
     parser.add_argument("--record", metavar="DIR", default="", help="directory to record into; none by default")
     parser.add_argument("--joy-topic", default="/joy", help="topic of the gamepad (sensor_msgs/Joy)")
     parser.add_argument("--joy-map", default="", metavar="FILE.yaml", help="map of the gamepad; by default an Xbox gamepad's")
@@ -72,6 +73,8 @@ def _check(options: argparse.Namespace, contract: RobotContract) -> dict[str, st
         contract.check_serves(load(Path(path)).manifest.policy)
     if options.attach and (options.policy or options.shadow or options.record):
         raise OtprError("--attach starts nothing, so --policy, --shadow and --record belong to what runs already")
+    if options.view and (options.attach or not options.sim):
+        raise OtprError("--view is of the simulated twin, which --attach and --no-sim do not start")
     if options.report and not options.shadow:
         raise OtprError("--report is of --shadow; give both")
     if options.policy and options.shadow:
@@ -83,6 +86,7 @@ def _check(options: argparse.Namespace, contract: RobotContract) -> dict[str, st
         "report": options.report,
         "robot": options.robot,
         "sim": str(options.sim and contract.twin is not None).lower(),
+        "view": str(options.view).lower(),
         "record": options.record,
         "log_level": "warn",
     }

@@ -109,9 +109,11 @@ class RecorderNode(Node):
     # What comes in
 
     def _on_message(self, topic: str, message: bytes, info: dict[str, Any]) -> None:
-        # Under simulated time the sender's wall clock would not fit the times of arrival.
+        # Under simulated time the wall clocks of sender and middleware would not fit the messages' stamps.
         published_ns = None if self._simulated_time else info["source_timestamp"]
-        self._session.message(topic, self._now_ns(), message, published_ns, info["publication_sequence_number"])
+        # The middleware's time of arrival: a message that waited for us, on a busy machine, was there before.
+        received_ns = (0 if self._simulated_time else info["received_timestamp"]) or self._now_ns()
+        self._session.message(topic, received_ns, message, published_ns, info["publication_sequence_number"])
         if topic == self._identity_topic:
             self._session.identify(deserialize_message(message, String).data)
 

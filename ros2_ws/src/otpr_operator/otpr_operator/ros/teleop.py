@@ -3,8 +3,9 @@
 
 publishes    NODE/operator/twist, all the time while the device is there; NODE/operator/gripper, when asked for;
              NODE/operator/device (latched): empty, or why the device is gone
-subscribes   NODE/state, NODE/artifact, NODE/commander: who has the robot may have been settled by somebody else, or before this began
-calls        NODE/engage, NODE/reset, NODE/takeover
+subscribes   NODE/state, NODE/artifact, NODE/commander: who has the robot may have been settled by somebody else, or before this began;
+             /twin/success: what an operator without a window would not see
+calls        NODE/engage, NODE/reset, NODE/takeover; /twin/reset for the next scene
 """
 
 import json
@@ -23,7 +24,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Joy
-from std_msgs.msg import Float64MultiArray, String
+from std_msgs.msg import Bool, Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 
 from otpr_operator.teleop import joy, session
@@ -98,10 +99,12 @@ class TeleopNode(Node):
             Event.ENGAGE: self.create_client(SetBool, f"{node}/engage"),
             Event.RESET: self.create_client(Trigger, f"{node}/reset"),
             Event.SWITCH: self.create_client(SetBool, f"{node}/takeover"),
+            Event.NEXT_SCENE: self.create_client(Trigger, "/twin/reset"),
         }
         self.create_subscription(String, f"{node}/state", self._on_state, LATCHED_QOS)
         self.create_subscription(String, f"{node}/artifact", self._on_artifact, LATCHED_QOS)
         self.create_subscription(String, f"{node}{COMMANDER}", self._on_commander, LABEL_QOS)
+        self.create_subscription(Bool, "/twin/success", self._on_success, LATCHED_QOS)
         for device in devices:
             if isinstance(device, joy.Gamepad):
                 self._listen(device)
@@ -142,6 +145,8 @@ class TeleopNode(Node):
             return self._call(Event.SWITCH, SetBool.Request(data=wanted), "take over" if wanted else "give back", switches_to=wanted)
         if event is Event.RESET:
             return self._call(event, Trigger.Request(), "reset")
+        if event is Event.NEXT_SCENE:
+            return self._next_scene()
         return self._call(Event.ENGAGE, SetBool.Request(data=event is Event.ENGAGE), event.value)
 
     def close(self) -> None:
@@ -187,10 +192,25 @@ class TeleopNode(Node):
         future.add_done_callback(lambda done: self._on_answer(done.result(), what, switches_to))
         return future
 
+    def _next_scene(self) -> Any:
+        """Takes the permission to move away first: a hand that is put elsewhere must not be pulled back."""
+        scene = self._asked[Event.NEXT_SCENE]
+        if not scene.service_is_ready():
+            self._tell("next scene: no twin plays here; at a robot a person sets the scene up")
+            return None
+        stopped = self._call(Event.ENGAGE, SetBool.Request(data=False), Event.STOP.value)
+        if stopped is not None:
+            stopped.add_done_callback(lambda _: self._call(Event.NEXT_SCENE, Trigger.Request(), "next scene"))
+        return stopped
+
     def _on_answer(self, answer: Any, what: str, switches_to: bool | None) -> None:
         if switches_to is not None and (answer.success or answer.message in HAS_ROBOT_ALREADY.values()):
             self._has_robot = switches_to
         self._tell(f"{what}: {answer.message}" if answer.success else f"{what} refused: {answer.message}")
+
+    def _on_success(self, message: Bool) -> None:
+        if message.data:
+            self._tell("the task is solved")
 
     def _on_state(self, message: String) -> None:
         self._state = message.data

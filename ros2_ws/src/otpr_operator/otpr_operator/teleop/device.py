@@ -23,6 +23,7 @@ class Event(Enum):
     CLOSE = "close the gripper"
     FASTER = "faster"
     SLOWER = "slower"
+    NEXT_SCENE = "next scene"  # of a twin; at a robot a person sets the scene up
     QUIT = "quit"
 
 

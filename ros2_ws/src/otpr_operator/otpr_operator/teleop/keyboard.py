@@ -35,6 +35,7 @@ EVENTS: dict[str, Event] = {
     " ": Event.STOP,
     "b": Event.RESET,
     "t": Event.SWITCH,
+    "n": Event.NEXT_SCENE,
     "c": Event.CLOSE,
     "v": Event.OPEN,
     "+": Event.FASTER,

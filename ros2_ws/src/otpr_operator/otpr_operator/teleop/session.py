@@ -84,5 +84,5 @@ HELP = f"""\
   a d   left, right      (y)                  i k   turn about y       Space   stop
   r f   up, down         (z)                  o l   turn about z       b       reset after a STOPPED
   c v   close, open the gripper               + -   faster, slower     t       take over from the policy, give back
-                                                                       q       quit
+  n     stop, and the next scene (twin)                                q       quit
 One press moves for {PULSE_S:.1f} s. A held key moves on through the terminal's key repeat, and stops {PULSE_S:.1f} s after it is let go."""

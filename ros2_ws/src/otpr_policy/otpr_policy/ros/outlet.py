@@ -64,14 +64,14 @@ class CommandOutlet:
         return self._pose, self._gripper
 
     def publish(self, command: Command, permitted: Callable[[], bool]) -> None:
-        """See Outlet. The label carries the pose's stamp: whoever reads a recording joins the two exactly."""
+        """See Outlet. The label carries the pose's stamp, by which a recording joins the two, so it need not come first."""
         pose = encode_pose(command.target, self._frame, command.stamp_ns)
         gripper = encode_gripper(command.target)
         label = String(data=json.dumps({"stamp_ns": command.stamp_ns, "commander": command.commander.value}))
         if permitted():
-            self._commander.publish(label)
             self._gripper.publish(gripper)
-            self._pose.publish(pose)
+            self._pose.publish(pose)  # in lockstep the simulation goes on with this one
+            self._commander.publish(label)
 
     def policy_changed(self) -> None:
         """The robot is told the same way."""

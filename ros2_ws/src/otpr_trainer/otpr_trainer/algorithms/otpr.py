@@ -121,7 +121,7 @@ class Learner(CriticFineTuner):
     """Rounds of play; then the critics, then the policy."""
 
     config: Config
-    phases = ("critic", "refresh", "transport", "policy")
+    phases = ("critic", "refresh", "costs", "transport", "policy")
 
     def __init__(self, config: Config, setup: Setup) -> None:
         super().__init__(config, setup, candidates=config.cached_candidates)
@@ -172,26 +172,32 @@ class Learner(CriticFineTuner):
 
     def block(self) -> Targets:
         """One transport problem: some states, the chunks of the pool, and what each state is to imitate of them."""
-        rows = self.replay.transitions.rows(self._block_rows())
-        condition = self.replay.condition[rows.state]
+        with self.timed("costs"):
+            rows = self.replay.transitions.rows(self._block_rows())
+            condition = self.replay.condition[rows.state]
+            chunks, cost, shared = self._pool(rows, condition)
+        draws = self.config.draws
+        with self.timed("transport"):
+            h = self.compatibility(cost, condition, shared)
+            if self.config.train_resampling:
+                columns, dead = transport.resample(h, draws, self.generator)
+                weight = (~dead).float()[:, None].expand(-1, draws)
+            else:
+                columns = self.integers(h.shape[1], h.shape[0] * draws).reshape(-1, draws)
+                weight = h.gather(1, columns)
+        x_0 = chunks[torch.arange(len(chunks))[:, None], columns]
+        return Targets(condition.repeat_interleave(draws, 0), x_0.flatten(0, 1), weight.flatten())
+
+    def _pool(self, rows: Transitions, condition: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Chunks (n, m, Ta, Da) that each state may choose from, their cost (n, m), and, where all states share them, flat (m, Ta * Da)."""
         known = torch.cat([rows.chunk[:, None], self.replay.candidates[rows.state]], dim=1)  # (n, 1 + cached, Ta, Da)
         if self.pool is Pool.OWN:
             chunks = torch.cat([known, self.actor.draw(condition, self.config.acting_candidates)], dim=1)
-            h = self.compatibility(self.cost(self.critic.values(condition, self.executed(chunks))))
-        else:
-            shared = known[:, : self.config.block_chunks].flatten(0, 1)
-            chunks, flat = shared.expand(len(condition), *shared.shape), shared.flatten(1)
-            cost = self.cost(self.critic.cross_values(condition, self.executed(shared)))
-            h = self.compatibility(self.guided(cost, condition, flat), condition, flat)
-        draws = self.config.draws
-        if self.config.train_resampling:
-            columns, dead = transport.resample(h, draws, self.generator)
-            weight = (~dead).float()[:, None].expand(-1, draws)
-        else:
-            columns = self.integers(h.shape[1], h.shape[0] * draws).reshape(-1, draws)
-            weight = h.gather(1, columns)
-        x_0 = chunks[torch.arange(len(chunks))[:, None], columns]
-        return Targets(condition.repeat_interleave(draws, 0), x_0.flatten(0, 1), weight.flatten())
+            return chunks, self.cost(self.critic.values(condition, self.executed(chunks))), None
+        shared = known[:, : self.config.block_chunks].flatten(0, 1)
+        cost = self.cost(self.critic.cross_values(condition, self.executed(shared)))
+        flat = shared.flatten(1)
+        return shared.expand(len(condition), *shared.shape), self.guided(cost, condition, flat), flat
 
     def keypoints(self, count: int) -> Targets:
         """States of experts with their own chunks: what the mask leaves of their rows and columns."""
@@ -250,8 +256,7 @@ class Learner(CriticFineTuner):
             batch = [self.keypoints(keypoints)] if keypoints else []
             if transported:
                 if not pending:
-                    with self.timed("transport"):
-                        block = self.block()
+                    block = self.block()
                     order = torch.randperm(len(block.x_0), generator=self.generator)
                     pending = [block.rows(part) for part in order.split(transported)]
                 batch.append(pending.pop())

@@ -16,7 +16,7 @@ import numpy as np
 from otpr_policy.contract import RobotContract, source_size
 from otpr_policy.errors import DemonstrationError, RecordingError
 from otpr_policy.observation import Missing, ObservationBuffer
-from otpr_policy.recording import Recording, Verdict, mcap_file, read_recording
+from otpr_policy.recording import Recording, Stamps, TargetLog, Verdict, mcap_file, read_recording
 from otpr_policy.rotation import columns_to_matrix, matrix_to_rotation_vector, quaternion_to_matrix
 from otpr_policy.safety import Band, filter_action
 from otpr_policy.source import Commander
@@ -28,7 +28,9 @@ from otpr_trainer.data.demonstrations import Demonstrations, Episode, Header
 from otpr_trainer.data.formats.osc_actions import check_fields
 
 _RATE_TOLERANCE = 0.1  # of the median time between commands
-_LONGEST_STEP = 1.5  # control periods between two commands; what is longer is a hold
+_LONGEST_STEP = 1.5  # control periods between two commands; what is longer is a hold, unless the commands after it are in time
+_SETTLING_NS = 500_000_000  # a recording begins at any moment, and commands from before all fields have come are left out
+_NEIGHBOURS = 10  # commands before and after that say what in time is
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,16 +99,17 @@ def read_episode(recording: Recording, number: int, task: TaskSpec) -> Episode:
     name, contract = recording.path.name, recording.contract
     _check_contract(name, contract, task)
     check_fields(task.action)
-    ticks = _ticks(recording, task)
+    targets = _targets(recording, task)
+    ticks = _ticks(name, targets, task)
     period_ns = round(1e9 / task.control_rate_hz)
     observed = observe(recording, task, [*ticks, int(ticks[-1]) + period_ns])
-    actions = _actions(recording, task, ticks, observed)
+    actions = _actions(recording, task, targets, observed)
     steps = len(observed) - 1  # one fewer than commands where the recording ends before the last command shows an effect
     if steps < 1:
         raise DemonstrationError(f"{name}: there is no step: the recording ends with its first command")
     reward = np.zeros(steps)
     reward[-1] = 1.0
-    return Episode(number, observed, actions[:steps], np.empty((steps + 1, 0)), reward, _operator(recording, steps))
+    return Episode(number, observed, actions[:steps], np.empty((steps + 1, 0)), reward, _operator(recording, targets, steps))
 
 
 def observe(recording: Recording, task: TaskSpec, ticks_ns: Sequence[int]) -> Array:
@@ -178,26 +181,47 @@ def _check_contract(name: str, contract: RobotContract, task: TaskSpec) -> None:
             )
 
 
-def _ticks(recording: Recording, task: TaskSpec) -> list[int]:
+def _targets(recording: Recording, task: TaskSpec) -> TargetLog:
+    """What the hand was told, from when every field has come at least once. Raises DemonstrationError when it was told less than twice."""
+    topic = recording.contract.pose_command.topic
+    targets = recording.targets() if topic in recording.topics else None
+    if targets is None or len(targets.received_ns) < 2:
+        raise DemonstrationError(f"{recording.path.name}: fewer than two commands came on {topic}")
+    logs = (recording.topics.get(recording.contract.observations[field].topic) for field in task.observation.names)
+    complete_ns = max((int(log.received_ns[0]) for log in logs if log is not None and len(log.received_ns)), default=0)
+    first = int(np.searchsorted(targets.received_ns, min(complete_ns, int(targets.received_ns[0]) + _SETTLING_NS)))
+    first = min(first, len(targets.received_ns) - 2)
+    return TargetLog(targets.stamps_ns[first:], targets.received_ns[first:], targets.positions[first:], targets.quaternions[first:])
+
+
+def _ticks(name: str, targets: TargetLog, task: TaskSpec) -> list[int]:
     """When each command for the hand arrived [ns]. Raises DemonstrationError on another rate, or a hold in between."""
-    name, topic = recording.path.name, recording.contract.pose_command.topic
-    if topic not in recording.topics or len(recording.topics[topic].messages) < 2:
-        raise DemonstrationError(f"{name}: fewer than two commands came on {topic}")
-    targets = recording.targets()
-    seconds = np.diff(targets.stamps_ns) / 1e9
+    arrivals_ns = targets.received_ns
+    seconds = np.diff(arrivals_ns) / 1e9
     period_s = 1.0 / task.control_rate_hz
     usual_s = float(np.median(seconds))
     if abs(usual_s - period_s) > _RATE_TOLERANCE * period_s:
         rate = f"{1 / usual_s:.1f} Hz" if usual_s > 0 else "no rate"
         raise DemonstrationError(f"{name}: commands came at {rate}; {task.name!r} is controlled at {task.control_rate_hz:g} Hz")
-    if (seconds > _LONGEST_STEP * period_s).any():
-        first = int(np.argmax(seconds > _LONGEST_STEP * period_s))
-        after_s = (targets.stamps_ns[first] - targets.stamps_ns[0]) / 1e9
-        raise DemonstrationError(f"{name}: no command for {seconds[first]:.3f} s after {after_s:.3f} s: the robot held")
-    return [int(stamp) for stamp in targets.received_ns]
+    times_s = (arrivals_ns - arrivals_ns[0]) / 1e9
+    for gap in np.flatnonzero(seconds > _LONGEST_STEP * period_s):
+        if _late_s(times_s, int(gap), period_s) > (_LONGEST_STEP - 1) * period_s:
+            raise DemonstrationError(f"{name}: no command for {seconds[gap]:.3f} s after {times_s[gap]:.3f} s: the robot held")
+    return [int(stamp) for stamp in arrivals_ns]
 
 
-def _operator(recording: Recording, steps: int) -> Array | None:
+def _late_s(times_s: Array, gap: int, period_s: float) -> float:
+    """How much later the commands after a gap come than those before it let expect [s].
+
+    A command can be late by itself, on a machine that is busy; then those after it are in time. After a hold all of them are late. So
+    of the ten on either side of the gap the earliest counts, each against one command per period.
+    """
+    phase_s = times_s - period_s * np.arange(len(times_s))
+    before, after = phase_s[max(0, gap + 1 - _NEIGHBOURS) : gap + 1], phase_s[gap + 1 : gap + 1 + _NEIGHBOURS]
+    return float(after.min() - before.min())
+
+
+def _operator(recording: Recording, targets: TargetLog, steps: int) -> Array | None:
     """Which steps an operator commanded, (T,), in an episode in which a policy acted too; None in one that is an operator's alone.
 
     A command whose label was lost counts as the policy's: it is not imitated.
@@ -205,16 +229,15 @@ def _operator(recording: Recording, steps: int) -> Array | None:
     labels = recording.commanders()
     if Commander.POLICY.value not in labels.values():
         return None
-    stamps = recording.targets().stamps_ns[:steps]
-    return np.array([float(labels.get(int(stamp)) == Commander.OPERATOR.value) for stamp in stamps])
+    return np.array([float(labels.get(int(stamp)) == Commander.OPERATOR.value) for stamp in targets.stamps_ns[:steps]])
 
 
-def _actions(recording: Recording, task: TaskSpec, ticks: Sequence[int], observed: Array) -> Array:
+def _actions(recording: Recording, task: TaskSpec, targets: TargetLog, observed: Array) -> Array:
     """The delta of each command to what was observed when it came, (T, Da), within the bounds that the node enforces."""
-    name, targets, fields = recording.path.name, recording.targets(), task.observation.split(observed)
-    fingers = _finger_targets(recording, ticks, round(0.5e9 / task.control_rate_hz))
+    name, fields = recording.path.name, task.observation.split(observed)
+    fingers = _finger_targets(recording, targets.received_ns, round(0.5e9 / task.control_rate_hz))
     rows = []
-    for step in range(min(len(ticks), len(observed))):
+    for step in range(min(len(targets.received_ns), len(observed))):
         turn = quaternion_to_matrix(targets.quaternions[step]) @ columns_to_matrix(fields["ee_rotation"][step]).T
         values = {
             "ee_position_delta": targets.positions[step] - fields["ee_position"][step],
@@ -228,13 +251,13 @@ def _actions(recording: Recording, task: TaskSpec, ticks: Sequence[int], observe
     return np.stack(rows)
 
 
-def _finger_targets(recording: Recording, ticks: Sequence[int], slack_ns: int) -> Array:
+def _finger_targets(recording: Recording, ticks: Stamps, slack_ns: int) -> Array:
     """What the fingers were told last at each tick [m] (T,); hand and fingers are told at once, in either order of arrival."""
     topic = recording.contract.gripper_command.topic
     if topic not in recording.topics or not recording.topics[topic].messages:
         raise DemonstrationError(f"{recording.path.name}: the fingers were told nothing on {topic}")
     log = recording.gripper_targets()
-    place = np.searchsorted(log.stamps_ns, np.asarray(ticks) + slack_ns, side="right") - 1
+    place = np.searchsorted(log.stamps_ns, ticks + slack_ns, side="right") - 1
     if place[0] < 0:
         raise DemonstrationError(f"{recording.path.name}: the fingers were told nothing until {topic}'s first message, after the hand's")
     if not np.isfinite(log.values).all():
