@@ -10,14 +10,17 @@ import contracts
 import pytest
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
 from otpr_policy import bringup
+from otpr_policy.ros.process import start_ros
 
 SHIPPED_POLICY = Path(__file__).parents[2] / "policies" / "lift.onnx"
 WARM_UP = 25  # loops in which libraries fill their caches
 GROWTH_MB = 5.0
+LOOPS_PER_CONNECTION = 40
 LOOP = (
     Transition.TRANSITION_CONFIGURE,
     Transition.TRANSITION_ACTIVATE,
@@ -48,8 +51,15 @@ class Driver:
     def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
         self.process = process
         self._log = log
-        self._node = Node("lifecycle_driver")
-        self._executor = SingleThreadedExecutor()
+        self._connect()
+
+    def _connect(self) -> None:
+        """Joins the network. What sees thousands of a node's topics come and go gets slow, so a long test joins anew now and then."""
+        self._loops = 0
+        self._context = Context()
+        start_ros(context=self._context)
+        self._node = Node("lifecycle_driver", context=self._context)
+        self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
         self._client = self._node.create_client(ChangeState, "/policy_node/change_state")
         asked = self._node.create_client(GetState, "/policy_node/get_state")
@@ -66,6 +76,10 @@ class Driver:
         return self._log.read_text()[-2000:]
 
     def loop(self) -> None:
+        self._loops += 1
+        if self._loops > LOOPS_PER_CONNECTION:
+            self.close()
+            self._connect()
         for transition in LOOP:
             future = self._client.call_async(ChangeState.Request(transition=Transition(id=transition)))
             self._executor.spin_until_future_complete(future, 30)
@@ -77,6 +91,7 @@ class Driver:
         self._executor.remove_node(self._node)
         self._node.destroy_node()
         self._executor.shutdown()
+        self._context.try_shutdown()
 
 
 @pytest.fixture
