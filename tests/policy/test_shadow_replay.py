@@ -26,6 +26,7 @@ STATE_NS, STEP_NS = 10_000_000, 50_000_000
 STEPS = 20
 HAND, CUBE = np.array([0.5, 0.0, 0.1]), np.array([0.55, 0.02, -0.09])
 FORWARD = np.array([0.01, 0.0, 0.0])  # m per step
+DRIFT = np.array([0.0, 0.002, 0.0])  # of the hand, m per step: what is compared with another step's is off by this
 TOPICS = {
     "/ee_pose": messages.POSE,
     "/joint_states": messages.JOINTS,
@@ -47,7 +48,7 @@ class Forward:
 
 
 def recorded(folder: Path, offset: tuple[float, float, float] = (0.0, 0.0, 0.0), silent: range = range(0), without: str = "") -> Recording:
-    """A hand that stands, told to go FORWARD plus an offset [m]. ``silent``: steps in which the hand's pose did not come."""
+    """A hand that drifts, told to go FORWARD plus an offset [m]. ``silent``: steps in which the hand's pose did not come."""
     topics = {topic: kind for topic, kind in TOPICS.items() if topic != without}
     bag = BagWriter(folder, topics, {"robot": "panda_twin", "contract": contract_text("panda_twin")})
 
@@ -59,12 +60,12 @@ def recorded(folder: Path, offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
         for state in range(5):
             now_ns = BEGIN_NS + step * STEP_NS + state * STATE_NS
             if step not in silent:
-                write("/ee_pose", now_ns, messages.pose(now_ns, HAND))
+                write("/ee_pose", now_ns, messages.pose(now_ns, HAND + step * DRIFT))
             write("/joint_states", now_ns, messages.joints(now_ns, {"panda_finger_joint1": 0.04, "panda_finger_joint2": 0.04}))
             write("/objects/cube/pose", now_ns, messages.pose(now_ns, CUBE))
-        stamp_ns = BEGIN_NS + step * STEP_NS
-        write("/gripper_controller/commands", stamp_ns + 45_000_000, messages.array([0.03]))
-        write("/target_pose", stamp_ns + 45_000_000, messages.pose(stamp_ns, HAND + FORWARD + offset))
+        stamp_ns = BEGIN_NS + step * STEP_NS + 4 * STATE_NS
+        write("/gripper_controller/commands", stamp_ns + 5_000_000, messages.array([0.03]))
+        write("/target_pose", stamp_ns + 5_000_000, messages.pose(stamp_ns, HAND + step * DRIFT + FORWARD + offset))
     bag.close(Verdict.SUCCESS, Ending.SAVED)
     return read_recording(folder)
 
@@ -89,7 +90,7 @@ def test_where_the_node_would_have_held_nothing_is_compared(tmp_path: Path) -> N
     assert counters.holds >= 3
     assert comparison.commands == STEPS
     assert comparison.errors()["ee_position_delta"].pairs <= STEPS - 3
-    assert comparison.errors()["ee_position_delta"].max == pytest.approx(0.0, abs=1e-12)  # it goes on afterwards
+    assert comparison.errors()["ee_position_delta"].max <= 0.002 + 1e-12  # an old pose is as much as a step away, and afterwards it goes on
 
 
 def test_a_recording_without_what_the_policy_reads_is_refused(tmp_path: Path) -> None:
