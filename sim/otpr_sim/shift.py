@@ -70,6 +70,7 @@ class Shift:
 NOMINAL = Shift()
 PRESETS = {
     "nominal": NOMINAL,
+    "wide": Shift(start_region=2.0),
     "shifted": Shift(
         start_region=1.5,
         mass=(0.7, 1.5),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Corrections: who commanded each step is kept, only an operator's chunks are expert, and fine-tuning with them mends a failing policy."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,14 +11,15 @@ import numpy as np
 import point_task
 import point_tuning
 import pytest
+import tiny_policy
 import torch
 from toy_runs import run_command
 
 from otpr_policy.chunk import ChunkPolicy
-from otpr_policy.errors import DemonstrationError, RunError, TaskError
+from otpr_policy.errors import DemonstrationError, OutputError, RunError, TaskError
 from otpr_sim import registry, vector
 from otpr_trainer.algorithms import bc, otpr
-from otpr_trainer.commands import train
+from otpr_trainer.commands import demos_correct, train
 from otpr_trainer.data.corrections import Takeover, collect_corrections, corrected_episode
 from otpr_trainer.data.demonstrations import Demonstrations, Episode, episode_path, load
 from otpr_trainer.data.replay import Origin, of_corrections
@@ -168,6 +170,27 @@ def test_labels_survive_the_disk_and_are_part_of_the_identity(tmp_path: Path) ->
     half = replace(whole, episodes=(replace(whole.episodes[0], operator=np.full(6, 0.5)),))
     with pytest.raises(DemonstrationError, match="operator must be 1 in the steps"):
         load(write(tmp_path / "b", half))
+
+
+def test_the_command_lets_an_expert_take_over_on_lift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tiny policy never lifts anything, so each episode begins as its own and ends as the expert's."""
+    policy = tiny_policy.write(tmp_path / "tiny.onnx")
+    out = tmp_path / "corrections"
+    words = [policy, "--out", out, "--preset", "wide", "--episodes", 2, "--seed", 100, "--stuck-after", 5, "--correct-for", 60]
+    assert run_command(demos_correct.COMMAND, *words, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    demos = load(out)
+    assert (told["episodes"], told["steps"], told["sha256"]) == (2, demos.transitions, demos.sha256)
+    assert demos.header.source == {"kind": "corrections", "preset": "wide"}
+    for episode in demos.episodes:
+        assert episode.operator is not None
+        assert episode.operator[:5].tolist() == [0.0] * 5
+        assert episode.operator[5:].all()
+        assert episode.reward.any()
+    with pytest.raises(OutputError, match="exists"):
+        run_command(demos_correct.COMMAND, *words)
+    with pytest.raises(DemonstrationError, match="--episodes must be at least 1"):
+        run_command(demos_correct.COMMAND, policy, "--out", tmp_path / "none", "--episodes", 0)
 
 
 def test_the_command_takes_corrections_keeps_their_identity_and_resumes_with_them_alone(

@@ -38,6 +38,7 @@ setup(
             "load = otpr_policy.commands.load:COMMAND",
             "replay = otpr_policy.commands.replay:COMMAND",
             "reset = otpr_policy.commands.engage:RESET",
+            "shadow = otpr_policy.commands.shadow:COMMAND",
         ],
     },
     zip_safe=False,

@@ -42,6 +42,7 @@ setup(
             "compare = otpr_trainer.commands.compare:COMMAND",
             "demos.check = otpr_trainer.commands.demos_check:CHECK",
             "demos.collect = otpr_trainer.commands.demos:COLLECT",
+            "demos.correct = otpr_trainer.commands.demos_correct:COMMAND",
             "demos.convert = otpr_trainer.commands.demos_convert:COMMAND",
             "demos.info = otpr_trainer.commands.demos:INFO",
             "demos.plot = otpr_trainer.commands.demos_check:PLOT",
