@@ -8,7 +8,7 @@ import point_tuning
 import pytest
 import torch
 
-from otpr_trainer.acting import Acting, always, every_other
+from otpr_trainer.acting import Acting, always, drawn, every_other
 from otpr_trainer.critic import ChunkCritic
 from otpr_trainer.networks.critic import EnsembleCritic
 from otpr_trainer.policy import TorchPolicy
@@ -289,3 +289,34 @@ def test_without_a_critic_or_where_it_never_chooses_one_chain_is_drawn():
         noise = rng.standard_normal((3, *acting.noise_shape))
         expected = TorchPolicy(policy.average, policy.reverse).infer_batch(seen, noise[:, 0])
         assert acting.decide(seen, noise, np.arange(3)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_chunk_is_drawn_as_often_as_its_weight_says():
+    """Weights (0, 1, 3) are the shares 0, 1/4, 3/4 of a uniform number, ends included, and one that is alone is always taken."""
+    uniform = torch.linspace(0.0, 1.0, 4001)
+    share = torch.bincount(drawn(torch.tensor([[0.0, 1.0, 3.0]]).expand(4001, 3), uniform), minlength=3) / 4001
+    assert share.tolist() == pytest.approx([0.0, 0.25, 0.75], abs=1e-3)
+    assert drawn(torch.tensor([[0.0, 2.0, 0.0]]).expand(3, 3), torch.tensor([0.0, 0.5, 1.0])).tolist() == [1, 1, 1]
+
+
+def test_acting_by_weights_draws_among_the_same_chunks_and_leaves_plain_episodes_alone():
+    """One more noise is what the draw is made from: chunks are those of the others. All weight on the best chunk is the best chunk."""
+    policy, learner = actor(), critic()
+    seen, rng = observations(400)
+
+    def weigh(values):
+        return torch.nn.functional.one_hot(values.argmax(1), values.shape[1]).float()
+
+    acting = Acting(policy, learner, 4, every_other, weigh)
+    assert acting.noise_shape == (5, *policy.noise_shape)
+    noise = rng.standard_normal((400, *acting.noise_shape))
+    best = chosen(policy, learner, seen, noise[:, :4], every_other, range(400))
+    assert acting.decide(seen, noise, np.arange(400)) == pytest.approx(best)
+
+    uniform = Acting(policy, learner, 4, always, torch.ones_like)
+    same = np.repeat(seen[:1], 400, axis=0)
+    noise[:, :4] = noise[:1, :4]
+    found = uniform.decide(same, noise, np.arange(400))
+    counts = np.unique(found, axis=0, return_counts=True)[1]
+    assert len(counts) == 4 and (np.abs(counts / 400 - 0.25) < 3 * (0.25 * 0.75 / 400) ** 0.5).all()
+    assert Acting(policy, learner, 1, always, torch.ones_like).noise_shape == Acting(policy, None, 4, always).noise_shape

@@ -78,6 +78,46 @@ def test_health_by_hand():
     assert values["transport/entropy"] == pytest.approx(0.5) and values["transport/dead_rows"] == 0.0
 
 
+def test_health_says_how_many_blocks_were_solved_and_nothing_before_the_first():
+    """A plan that was never made must not look like a perfect one."""
+    learner = coupling(Weights.SEMI_RELAXED)
+    names = set(learner.health)
+    assert not any(learner.health.values())
+    for _ in range(3):
+        learner.compatibility(cost())
+    assert learner.health["transport/blocks"] == 3.0 and set(learner.health) == names and learner.health["transport/support"] > 0
+
+
+def test_a_row_from_which_nothing_is_drawn_counts_as_dead():
+    """By the bound of resampling, not only at 0."""
+    assert health(torch.tensor([[5e-4, 0.0], [1.0, 1.0]]), 0.5)["transport/dead_rows"] == 0.5
+
+
+@pytest.mark.parametrize("weights", Weights)
+def test_candidates_are_weighed_as_a_block_of_one_state_each(weights):
+    """H of 8 candidates at the epsilon and in the scale of the newest block: a value's offset and scale change nothing."""
+    learner = coupling(weights)
+    values = -cost(5)[:, :8]
+    assert torch.equal(learner.acting_weights(values), torch.ones_like(values))  # nothing is known of their scale
+    learner.compatibility(cost(), *points())
+    other = coupling(weights)
+    other.compatibility(7.0 * cost() + 3.0, *points())
+    h = learner.acting_weights(values)
+    torch.testing.assert_close(other.acting_weights(7.0 * values + torch.linspace(-9, 9, STATES)[:, None]), h, rtol=1e-3, atol=1e-3)
+    assert (h >= 0).all() and (h.sum(1) > 0).all()
+    if weights is not Weights.UNIFORM:
+        best = values.argmax(1)
+        assert (h.gather(1, best[:, None]) == h.amax(1, keepdim=True)).all() and not torch.equal(h, torch.ones_like(h))
+
+
+def test_the_weights_of_candidates_are_those_of_the_objective_by_hand():
+    """H = (u - c)_+ / 2 epsilon with c = 1/2 and -1/2 and epsilon 1 has a mean of 1 where u = 2."""
+    learner = coupling(Weights.SEMI_RELAXED)
+    learner.compatibility(torch.tensor([[0.0, 2.0], [2.0, 0.0]]))  # spread 1
+    learner.epsilon = 1.0
+    assert learner.acting_weights(torch.tensor([[0.5, 1.5]])).tolist() == [[pytest.approx(0.75), pytest.approx(1.25)]]
+
+
 @pytest.mark.parametrize("weights", [Weights.SEMI_RELAXED, Weights.POTENTIALS])
 def test_a_restored_coupling_goes_on_bit_equal(weights):
     """Epsilon, and networks with their optimiser, are all that is remembered."""
@@ -87,6 +127,7 @@ def test_a_restored_coupling_goes_on_bit_equal(weights):
     other = Coupling(weights, 4.0, state_size=3, chunk_size=2)
     other.restore({name: tensor.clone() for name, tensor in one.tensors().items()}, one.values())
     for seed in range(3, 6):
+        assert torch.equal(one.acting_weights(cost(seed)), other.acting_weights(cost(seed)))
         assert torch.equal(one.compatibility(cost(seed), *points(seed)), other.compatibility(cost(seed), *points(seed)))
 
 

@@ -294,11 +294,30 @@ def test_a_number_without_meaning_is_refused_by_its_name(name, setting, value):
         ("pool", "all, near, own"),
         ("weights", "argmax, balanced, .*semi_relaxed, .*uniform"),
         ("critic", "ensemble, iql"),
+        ("choice", "best, drawn, none"),
     ],
 )
 def test_a_name_that_does_not_exist_is_refused_with_those_that_do(setting, known):
     with pytest.raises(RunError, match=f"unknown {setting} 'sinkhorn'.*{known}"):
         named("otpr", setting, "sinkhorn")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"critic": "iql", "pessimism": 1.0, "observed_returns": False},
+            "pessimism, observed_returns would have no effect with critic iql",
+        ),
+        ({"expectile": 0.7}, "expectile would have no effect with critic ensemble"),
+        ({"weights": "argmax", "support": 4.0}, "support would have no effect with weights argmax"),
+        ({"block_chunks": 2}, "block_chunks would have no effect with pool own"),
+        ({"choice": "none"}, "without a choice take --no-gate"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(settings, sentence):
+    with pytest.raises(RunError, match=sentence):
+        otpr.Config(**settings)
 
 
 @every_player

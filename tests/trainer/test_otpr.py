@@ -10,7 +10,7 @@ from otpr_policy.spec import Field, PolicySpec, Semantics, VectorSpec
 from otpr_sim import registry
 from otpr_sim.env import TaskSpec
 from otpr_trainer import finetune
-from otpr_trainer.algorithms.otpr import Config, Learner, Pool, Targets, Weights
+from otpr_trainer.algorithms.otpr import VARIANTS, Config, Learner, Pool, Targets, Weights
 from otpr_trainer.data.demonstrations import Demonstrations, Episode, Header
 from otpr_trainer.data.replay import Origin
 from otpr_trainer.interaction import play
@@ -242,6 +242,20 @@ def test_half_the_episodes_are_played_by_compatibility_and_counted_as_such(make,
     later = make(envs=8, selection_start=10_000)
     later.update()
     assert [len(arm) for arm in later.arms.to_json()] == [8, 0]
+
+
+@pytest.mark.parametrize(("choice", "noises"), [("best", 3), ("drawn", 4), ("none", 1)])
+def test_training_episodes_choose_as_they_are_told_and_evaluations_take_the_best(make, choice, noises):
+    """Three candidates; drawn by H there is one more noise, and without a choice one plain chunk."""
+    learner = make(choice=choice, gate=False)
+    assert learner.acting().noise_shape[0] == noises
+    assert learner.evaluated()["selected"].noise_shape[0] == 3
+    learner.update()
+    assert bool(learner.arms.to_json()[1]) == (choice != "none")
+
+
+def test_the_papers_variant_draws_by_compatibility():
+    assert Config(**VARIANTS["paper"]).choice == "drawn"
 
 
 # The whole

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from otpr_policy.spec import Array
 from otpr_sim.vector import Integers
@@ -16,6 +17,9 @@ from otpr_trainer.policy import TorchPolicy
 
 Choosing = Callable[[Integers], NDArray[np.bool_]]
 """Episode numbers (B,) to whether the critic chooses in them, (B,)."""
+
+Weighing = Callable[[Tensor], Tensor]
+"""Values of candidates (B, S) to weights >= 0 with which one of them is drawn, (B, S)."""
 
 
 def always(episodes: Integers) -> NDArray[np.bool_]:
@@ -34,25 +38,56 @@ def every_other(episodes: Integers) -> NDArray[np.bool_]:
 
 
 class Acting:
-    """An ``otpr_trainer.interaction.Actor``: S chunks of the averaged policy, and the critic's favourite where it chooses."""
+    """An ``otpr_trainer.interaction.Actor``: S chunks of the averaged policy, and the critic's choice among them where it chooses."""
 
-    def __init__(self, actor: DiffusionActor, critic: ChunkCritic | None = None, candidates: int = 1, choosing: Choosing = never) -> None:
-        """Without a critic, or where it never chooses, one chunk is drawn."""
+    def __init__(
+        self,
+        actor: DiffusionActor,
+        critic: ChunkCritic | None = None,
+        candidates: int = 1,
+        choosing: Choosing = never,
+        weighing: Weighing | None = None,
+    ) -> None:
+        """Without a critic, or where it never chooses, one chunk is drawn.
+
+        Args:
+            actor: draws chunks.
+            critic: values them.
+            candidates: S.
+            choosing: in which episodes the critic chooses.
+            weighing: the chosen chunk is drawn by these weights; None is the one of largest value.
+        """
         self._actor = actor
         self._critic = critic
         self._choosing = choosing
+        self._weighing = weighing
+        self._candidates = 1 if critic is None or choosing is never else candidates
         self.spec = actor.spec
-        self.noise_shape = (1 if critic is None or choosing is never else candidates, *actor.noise_shape)
+        # One more noise than chunks is what a draw by weights is made from, so that it belongs to the episode like the rest.
+        self.noise_shape = (self._candidates + (weighing is not None and self._candidates > 1), *actor.noise_shape)
 
     def decide(self, observations: NDArray[Any], noise: NDArray[Any], episodes: Integers) -> Array:
         """See Actor. A plain episode takes the first chunk."""
         condition = self._actor.condition(observations)
-        chunks = self._actor.sample(condition, torch.as_tensor(noise, dtype=torch.float32))
+        normal = torch.as_tensor(noise, dtype=torch.float32)
+        chunks = self._actor.sample(condition, normal[:, : self._candidates])
         choice = torch.zeros(len(chunks), dtype=torch.int64)
-        if self._critic is not None and chunks.shape[1] > 1:
+        if self._critic is not None and self._candidates > 1:
             values = self._critic.lower_bound(self._critic.values(condition, chunks[:, :, : self.spec.executed_length]))
-            choice = torch.where(torch.as_tensor(self._choosing(episodes)), values.argmax(1), choice)
+            if self._weighing is None:
+                chosen = values.argmax(1)
+            else:
+                chosen = drawn(self._weighing(values), torch.special.ndtr(normal[:, -1].flatten(1)[:, 0]))
+            choice = torch.where(torch.as_tensor(self._choosing(episodes)), chosen, choice)
         return self._actor.physical(chunks[torch.arange(len(chunks)), choice])
+
+
+def drawn(weights: Tensor, uniform: Tensor) -> Tensor:
+    """One column of each row, (B,), with probability proportional to its weight. weights: (B, S), not all 0; uniform: (B,) in [0, 1]."""
+    reached = weights.cumsum(1) / weights.sum(1, keepdim=True)
+    column = (reached <= uniform[:, None]).sum(1)
+    last = weights.shape[1] - 1 - (weights > 0).flip(1).int().argmax(1)  # rounding must not lead behind it
+    return torch.minimum(column, last)
 
 
 class AsEvaluated:

@@ -16,6 +16,7 @@ from otpr_trainer.checkpoint import optimizer_state, restore_optimizer, select
 FIRST_EPSILON = 0.1
 EPSILON_RANGE = (1e-4, 1e2)  # of a standardised cost
 LEAD = 0.2  # of the way to the wanted support per block, on a logarithmic scale: the next blocks differ, and noise must not steer
+BLOCKS = "transport/blocks"  # solved so far: while it stands still, what is told of a block is an old one's
 USED = 1e-3  # share of a row's largest H from which a chunk counts as used; dense weights are never 0
 FIT_STEPS = 20  # of the potentials per block: they go on from the last, so they follow the critic rather than fit one block
 
@@ -41,14 +42,15 @@ class Coupling:
 
     Attributes:
         epsilon: regularisation, of a standardised cost.
-        health: of the newest block, as metrics.
+        health: of the newest block, as metrics, with the number of blocks so far; all 0 before the first.
     """
 
     def __init__(self, weights: Weights, support: float, state_size: int, chunk_size: int) -> None:
         """``support``: chunks that the median state is to use. The sizes are those of flat states and chunks."""
         self.weights = weights
         self.epsilon = FIRST_EPSILON
-        self.health = health(torch.ones(1, 1), self.epsilon)
+        self.health = dict.fromkeys(health(torch.ones(1, 1), self.epsilon), 0.0) | {BLOCKS: 0.0}
+        self._spread = 0.0  # of the newest block's costs within rows
         self._support = support
         self._potentials = transport.Potentials(state_size, chunk_size) if weights is Weights.POTENTIALS else None
         self._optimizer = None if self._potentials is None else torch.optim.Adam(self._potentials.parameters(), 1e-3)
@@ -60,10 +62,26 @@ class Coupling:
         """
         cost = cost.detach()
         h = self._plan(cost, states, chunks).to(cost.dtype)
-        self.health = health(h, self.epsilon)
+        self.health = health(h, self.epsilon) | {BLOCKS: self.health[BLOCKS] + 1.0}
+        self._spread = float(_centred(cost).std(correction=0))
         if self.weights not in (Weights.ARGMAX, Weights.UNIFORM):
             self._lead_epsilon(self.health["transport/median_chunks"], cost.shape)
         return h
+
+    def acting_weights(self, values: Tensor) -> Tensor:
+        """H of the candidates of each state, (B, S), of their values (B, S): the same epsilon and scale as in the newest block.
+
+        Candidates of one state compete with nobody else's, so H(s, .) = (u(s) - c)_+ / 2 epsilon with u(s) from its own row, and softmax
+        where the weights are those. Before the first block all weights are equal.
+        """
+        if self._spread == 0.0 or self.weights is Weights.UNIFORM:
+            return torch.ones_like(values)
+        cost = -_centred(values) / self._spread
+        if self.weights is Weights.ARGMAX:
+            return functional.one_hot(cost.argmin(1), cost.shape[1]).to(cost)
+        if self.weights is Weights.SOFTMAX:
+            return torch.softmax(-cost / self.epsilon, 1)
+        return transport.semi_relaxed(cost, self.epsilon).compatibility.to(values.dtype)
 
     def _plan(self, cost: Tensor, states: Tensor | None, chunks: Tensor | None) -> Tensor:
         columns = cost.shape[1]
@@ -113,12 +131,13 @@ class Coupling:
 
     def values(self) -> dict[str, Any]:
         """The rest of the state, plain data."""
-        return {"epsilon": self.epsilon, "health": self.health}
+        return {"epsilon": self.epsilon, "health": self.health, "spread": self._spread}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """The inverse of :meth:`tensors` and :meth:`values`. Raises KeyError or RuntimeError on another's."""
         self.epsilon = float(values["epsilon"])
         self.health = dict(values["health"])
+        self._spread = float(values["spread"])
         if self._potentials is not None and self._optimizer is not None:
             self._potentials.load_state_dict(select(tensors, "potentials."))
             restore_optimizer(self._optimizer, tensors, "potentials_optimizer.")
@@ -130,8 +149,12 @@ def row_standardized(cost: Tensor) -> Tensor:
     Unlike :func:`otpr_trainer.transport.standardize` it keeps what is good or bad of a chunk in every state: only the balanced plan,
     whose columns have to be used whatever they cost, cannot see that. A cost without spread is 0.
     """
-    centred = cost - cost.mean(1, keepdim=True)
+    centred = _centred(cost)
     return centred / centred.std(correction=0).clamp(min=1e-6)
+
+
+def _centred(cost: Tensor) -> Tensor:
+    return cost - cost.mean(1, keepdim=True)
 
 
 def health(h: Tensor, epsilon: float) -> dict[str, float]:
@@ -146,5 +169,5 @@ def health(h: Tensor, epsilon: float) -> dict[str, float]:
         "transport/median_chunks": float((h > USED * h.amax(1, keepdim=True)).sum(1).double().median()),
         "transport/effective_chunks": float((1 / (share**2).sum(1).clamp(min=1e-12)).mean()),
         "transport/entropy": float(entropy.mean()),
-        "transport/dead_rows": float((h.sum(1) <= 0).double().mean()),
+        "transport/dead_rows": float((h.sum(1) < transport.DEAD).double().mean()),
     }

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from otpr_policy.errors import RunError, unknown
 from otpr_trainer import transport
+from otpr_trainer.acting import Acting, Choosing, never
 from otpr_trainer.actor import Targets
 from otpr_trainer.arms import Arms
 from otpr_trainer.checkpoint import Checkpoint
@@ -32,7 +33,7 @@ from otpr_trainer.data.replay import Origin, Transitions
 from otpr_trainer.finetune import Metrics, due
 from otpr_trainer.finetune_critic import CriticFineTuner, CriticSettings
 from otpr_trainer.implicit import ImplicitCritic, critic_config
-from otpr_trainer.interaction import Played
+from otpr_trainer.interaction import Actor, Played
 from otpr_trainer.learner import Setup
 from otpr_trainer.selection import CriticConfig
 
@@ -58,6 +59,14 @@ class CriticKind(Enum):
     IQL = "iql"  # as in the released code
 
 
+class Choice(Enum):
+    """How training episodes that are played by compatibility choose among the policy's own chunks."""
+
+    BEST = "best"  # the chunk of largest value, and so of largest H
+    DRAWN = "drawn"  # with probability proportional to H, as in the paper
+    NONE = "none"  # no episode is: all are played by plain samples
+
+
 @dataclass(frozen=True)
 class Config(CriticSettings):
     """Defaults come from tuning runs and from the ablation in docs/results.md; :data:`VARIANTS` has the paper's setting."""
@@ -80,6 +89,7 @@ class Config(CriticSettings):
     keypoint_share: float = setting(0.5, "share of keypoints in a batch of the policy")
     own_keypoints: bool = setting(True, "own successes are keypoints too, beside the demonstrations")
     train_resampling: bool = setting(True, "draw chunks by H instead of weighting all of them")
+    choice: str = setting("best", "of the chunks drawn for a state when acting in training: best, drawn by H as in the paper, or none")
     gate: bool = setting(True, "transport only while acting by compatibility is not measured to be worse than a plain sample")
     block_states: int = setting(48, "states of one transport problem")
     gain_sampling: int = setting(4, "states looked at for each that is transported, those with more to gain more often; 1 for any")
@@ -90,17 +100,36 @@ class Config(CriticSettings):
         super().__post_init__()
         positive(self, "critic_heads", "cached_candidates", "block_states", "gain_sampling", "draws")
         not_negative(self, "refresh", "pessimism")
-        for name, kind in (("pool", Pool), ("weights", Weights), ("critic", CriticKind)):
+        for name, kind in (("pool", Pool), ("weights", Weights), ("critic", CriticKind), ("choice", Choice)):
             if getattr(self, name) not in (valid := [member.value for member in kind]):
                 raise RunError(unknown(name, getattr(self, name), valid))
-        if not (0 <= self.keypoint_share <= 1 and 0 <= self.guidance <= 1 and 0 < self.expectile < 1):
-            raise RunError("keypoint_share and guidance must be in [0, 1], expectile in (0, 1)")
+        for name in ("keypoint_share", "guidance"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RunError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 < self.expectile < 1:
+            raise RunError(f"expectile must be in (0, 1), got {self.expectile}")
         if not self.support >= 1:
             raise RunError(f"support must be at least 1, got {self.support}")
         if self.pool == Pool.OWN.value and (Weights(self.weights).shares_chunks or self.guidance > 0):
             raise RunError(f"weights {self.weights!r} and guidance need chunks that states share: take pool near or all, not own")
-        if not 1 <= self.block_chunks <= 1 + self.cached_candidates:
+        if self.pool != Pool.OWN.value and not 1 <= self.block_chunks <= 1 + self.cached_candidates:
             raise RunError(f"block_chunks must be in 1..{1 + self.cached_candidates}, one more than cached_candidates")
+        if self.gate and self.choice == Choice.NONE.value:
+            raise RunError("the gate compares plain episodes with those of a choice: without a choice take --no-gate")
+        self._refuse_without_effect()
+
+    def _refuse_without_effect(self) -> None:
+        """A setting that was changed and would be ignored is a mistake."""
+        ignored = {
+            "critic iql": (self.critic == CriticKind.IQL.value, ("critic_heads", "pessimism", "observed_returns")),
+            "critic ensemble": (self.critic == CriticKind.ENSEMBLE.value, ("expectile",)),
+            "weights argmax and uniform": (self.weights in (Weights.ARGMAX.value, Weights.UNIFORM.value), ("support",)),
+            "pool own": (self.pool == Pool.OWN.value, ("block_chunks",)),
+        }
+        for where, (holds, names) in ignored.items():
+            changed = [name for name in names if holds and getattr(self, name) != getattr(Config, name)]
+            if changed:
+                raise RunError(f"{', '.join(changed)} would have no effect with {where}")
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -110,6 +139,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "weights": "potentials",
         "support": 14.0,
         "own_keypoints": False,
+        "choice": "drawn",
         "gate": False,
         "gain_sampling": 1,
     }
@@ -139,9 +169,9 @@ class Learner(CriticFineTuner):
         rates = {"learning_rate": config.critic_learning_rate, "target_rate": config.target_rate}
         self.critic = self.implicit.q if self.implicit else ChunkCritic(ensemble, pessimism=config.pessimism, **rates)
         self.learnt = self.implicit or self.critic
-        if self.demonstrations < (wanted := self._keypoint_rows_per_batch()):
+        if self.demonstrations < (wanted := config.batch_size if config.gate else self._keypoint_rows_per_batch()):
             print(
-                f"otpr: only {self.demonstrations} keypoints in the demonstrations, not {wanted} for a batch: smaller batches",
+                f"otpr: only {self.demonstrations} keypoints in the demonstrations, not up to {wanted} for a batch: smaller batches",
                 file=sys.stderr,
             )
         self.arms = Arms()
@@ -200,7 +230,7 @@ class Learner(CriticFineTuner):
         return shared.expand(len(condition), *shared.shape), self.guided(cost, condition, flat), flat
 
     def keypoints(self, count: int) -> Targets:
-        """States of experts with their own chunks: what the mask leaves of their rows and columns."""
+        """Keypoint states with their own chunks, what the mask leaves of their rows and columns; see :meth:`_keypoint_rows`."""
         rows = self.replay.transitions.rows(self._keypoint_rows(count))
         return Targets(self.replay.condition[rows.state], rows.chunk, torch.ones(count))
 
@@ -222,6 +252,16 @@ class Learner(CriticFineTuner):
         return (1.0 - alpha) * row_standardized(cost) + alpha * row_standardized(g)
 
     # Rounds
+
+    @property
+    def selecting(self) -> Choosing:
+        """In which training episodes a chunk is chosen."""
+        return never if self.config.choice == Choice.NONE.value else super().selecting
+
+    def acting(self) -> Actor:
+        """Half the episodes by compatibility, in the way of ``choice``; evaluations always take the best."""
+        weighing = self.coupling.acting_weights if self.config.choice == Choice.DRAWN.value else None
+        return Acting(self.actor, self.critic, self.config.acting_candidates, self.selecting, weighing)
 
     def played(self, episode: Played) -> None:
         """Keeps which way of acting succeeds."""
