@@ -191,7 +191,7 @@ def bounds_of(contract: dict[str, Any], period_s: float) -> Bounds:
         max(source["max_age_s"] for source in contract["observations"].values()),
         tuple(limits["workspace_low"]),
         tuple(limits["workspace_high"]),
-        (contract["teleop"]["gripper_closed"], contract["teleop"]["gripper_open"]),
+        (limits["gripper_low_m"], limits["gripper_high_m"]),
         limits["max_distance_m"],
         limits["max_velocity_m_s"],
         limits["max_acceleration_m_s2"],

@@ -88,7 +88,7 @@ def test_a_source_yields_as_many_numbers_as_its_field_has() -> None:
         ("observations.ee_position.", "frame, joints, max_age_s, part, reliability, topic, type, unit"),
         ("pose_command.", "frame, topic"),
         ("gripper_command.", "joint, topic"),
-        ("limits.", "action_margin, max_acceleration_m_s2, max_angular_acceleration_rad_s2, max_angular_velocity_rad_s, max_distance_m"),
+        ("limits.", "action_margin, gripper_high_m, gripper_low_m, max_acceleration_m_s2, max_angular_acceleration_rad_s2"),
         ("twin.", "task"),
     ],
 )
@@ -121,6 +121,8 @@ def test_a_number_must_be_a_finite_number_and_in_its_range(path: str, value: Any
         value = [0.3, value, 0.3]
         if value[1] == -1.0 and path.endswith("_low"):
             value[1] = 1.0  # a lower end of -1 is in order, 1 lies above the upper end
+    elif path == "limits.gripper_low_m" and value == -1.0:
+        value = 1.0
     with pytest.raises(ContractError, match=path.split(".")[-1] + "|workspace"):
         parse_contract(_with(path, value))
 
@@ -359,3 +361,9 @@ def test_a_robot_that_lacks_a_field_in_unit_or_at_all_is_refused() -> None:
 def test_a_robot_may_offer_more_than_the_policy_reads() -> None:
     more = _with("observations.bin_position", DATA["observations"]["cube_position"])
     parse_contract(more).check_serves(tiny_policy.SPEC)
+
+
+@pytest.mark.parametrize(("key", "value"), [("gripper_closed", -0.001), ("gripper_open", 0.041)])
+def test_an_operator_may_not_be_offered_fingers_beyond_the_robots_limits(key: str, value: float) -> None:
+    with pytest.raises(ContractError, match=r"gripper_closed .* gripper_open .* within the limits' \[0.0, 0.04\]|must be below"):
+        parse_contract(_with(f"teleop.{key}", value))

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws of the control loop: a command leaves only when everything is right, and whatever is wrong ends in stillness."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_policy
+import yaml
 from numpy.typing import NDArray
 
 from otpr_policy.chunk import episode_rng
 from otpr_policy.command import delta_to_target
+from otpr_policy.contract import load_contract
 from otpr_policy.control import MAY_MOVE, Command, ControlLoop, State
 from otpr_policy.dead_man import AfterRelease
 from otpr_policy.lanes import SimulatedLanes
@@ -20,8 +24,9 @@ from otpr_policy.observation import ObservationBuffer
 from otpr_policy.rotation import matrix_to_columns
 from otpr_policy.source import PolicySource
 from otpr_policy.spec import Array, PolicySpec
+from otpr_policy.timeline import Gap
 
-LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05, 2.5, 50.0, 4.0, 80.0, 1.2, 1.0, 0.0)
+LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05, 2.5, 50.0, 4.0, 80.0, 1.2, 1.0, 0.0, 0.0, 0.05)
 STEP_NS = 50_000_000
 STILL = np.array([0.0, 0, 0, 0, 0, 0, 0.02])
 SAMPLES = {
@@ -60,6 +65,7 @@ class Robot:
         limits: Limits = LIMITS,
         after_release: AfterRelease = AfterRelease.ENGAGE,
         measured_finger: tuple[str, int] | None = ("gripper_position", 0),
+        clock: Callable[[], float] | None = None,
         **policy: Any,
     ) -> None:
         self.policy = Script(**policy)
@@ -71,6 +77,7 @@ class Robot:
             stop_after_s,
             after_release=after_release,
             measured_finger=measured_finger,
+            clock=clock,
         )
         self.now_ns = 1_700_000_000_000_000_000
 
@@ -501,6 +508,61 @@ def test_the_finger_starts_from_where_the_contract_measures_it() -> None:
     assert first(("gripper_position", 1)) == pytest.approx(0.02)
     assert first(None) == 0.0
     assert first(("another field", 0)) == 0.0  # which this policy does not read
+
+
+def test_a_command_that_leaves_soon_after_a_late_one_may_move_less() -> None:
+    """The limit is 0.2 m/s by the clock at the moment of sending: ticks may come close together, the robot must not."""
+    times = iter([5.0, 5.09, 5.10, 5.15])
+    limits = replace(SLOW, max_acceleration_m_s2=1000.0)
+    robot = Robot(limits=limits, clock=lambda: next(times), action=np.array([0.05, 0, 0, 0, 0, 0, 0.02])).in_state(State.ENGAGED)
+    sent = [robot.tick() for _ in range(4)]
+    assert [float(one.target.position[0]) for one in sent if one is not None] == pytest.approx([0.51, 0.52, 0.522, 0.532])
+
+
+def test_waiting_for_the_first_chunk_after_moving_is_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when an operator gives back to a policy that is slower than a tick: the arm stood still meanwhile."""
+    robot = Robot(limits=SLOW, action=np.array([0.04, 0, 0, 0, 0, 0, 0.02])).in_state(State.ENGAGED)
+    assert [float(one.target.position[0]) for one in (robot.tick(), robot.tick()) if one is not None] == pytest.approx([0.505, 0.515])
+    with monkeypatch.context() as patched:
+        patched.setattr(robot.loop._source, "act", lambda *_: Gap(0, expected=True))
+        assert robot.tick() is None
+    assert robot.loop.state is State.HOLD
+    first = robot.tick(ee_position=[0.51, 0.0, 0.1])
+    assert first is not None and float(first.target.position[0]) == pytest.approx(0.515)  # from rest where it is measured
+
+
+def recommended() -> Limits:
+    """What docs/deploy.md says to start from near people."""
+    blocks = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8"), re.DOTALL)
+    (limits,) = [data["limits"] for data in map(yaml.safe_load, blocks) if "limits" in data]
+    return replace(LIMITS, **limits)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_with_the_limits_for_people_an_operator_at_any_speed_moves_and_is_never_held(share: float) -> None:
+    """From rest to the operator's speed and back again, turning too."""
+    limits = recommended()
+    teleop = load_contract("panda_twin").teleop
+    assert teleop is not None
+    robot = Robot(limits=limits, stop_after_s=0.5).in_state(State.ENGAGED)
+    for tick in range(120):
+        wave = share * np.sign(np.sin(tick / 10))
+        lead = wave * teleop.linear_speed * STEP_NS * 1e-9
+        robot.policy.action = np.array([lead, 0, 0, 0, 0, wave * teleop.angular_speed * STEP_NS * 1e-9, 0.02])
+        assert robot.tick() is not None, robot.loop.reason
+    assert robot.loop.counters.rejects == 0
+
+
+def test_with_the_limits_for_people_a_policy_made_for_full_speed_is_slowed_down_and_not_stopped() -> None:
+    """8 cm ahead of the hand at once, as the shipped policy at most asks; the hand follows its target."""
+    robot = Robot(limits=recommended(), action=np.array([0.05, 0.05, 0.035, 0, 0, 0.07, 0.04])).in_state(State.ENGAGED)
+    hand = np.array([0.5, 0.0, 0.1])
+    for _ in range(40):
+        command = robot.tick(ee_position=hand)
+        assert command is not None, robot.loop.reason
+        assert np.linalg.norm(command.target.position - hand) <= 0.25 * 0.05 + 1e-9
+        hand = command.target.position
+    assert robot.loop.counters.clamps == 40 and hand[0] > 0.6
 
 
 def test_the_robot_may_move_in_two_states() -> None:

@@ -10,7 +10,7 @@ import pytest
 from otpr_policy.errors import ContractError
 from otpr_policy.limits import Limits
 
-LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05, 0.5, 5.0, 1.0, 10.0, 0.2, 1.0, 0.5)
+LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05, 0.5, 5.0, 1.0, 10.0, 0.2, 1.0, 0.5, 0.0, 0.05)
 MAY_BE_ZERO = ("workspace_margin_m", "action_margin", "observation_margin", "observation_floor", "rate_margin", "ramp_in_s")
 MUST_MOVE = tuple(field.name for field in fields(Limits) if field.name.startswith("max_"))
 
@@ -20,7 +20,8 @@ def _changed(**changed: Any) -> Limits:
 
 
 def test_every_limit_is_a_corner_of_the_workspace_or_among_those_that_follow() -> None:
-    assert {field.name for field in fields(Limits)} == {"workspace_low", "workspace_high", *MAY_BE_ZERO, *MUST_MOVE}
+    ranges = {"workspace_low", "workspace_high", "gripper_low_m", "gripper_high_m"}
+    assert {field.name for field in fields(Limits)} == {*ranges, *MAY_BE_ZERO, *MUST_MOVE}
     assert len(MUST_MOVE) == 7
 
 
@@ -47,3 +48,9 @@ def test_an_inverted_empty_or_endless_workspace_is_refused(axis: int, name: str,
     lows[axis], highs[axis] = low, high
     with pytest.raises(ContractError, match=f"workspace {name}"):
         _changed(workspace_low=tuple(lows), workspace_high=tuple(highs))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.05, 0.05), (0.06, 0.05), (np.nan, 0.05), (0.0, np.nan), (-np.inf, 0.05), (0.0, np.inf)])
+def test_an_inverted_empty_or_endless_range_of_the_fingers_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ContractError, match=r"gripper_low_m .* gripper_high_m .* not a finite range"):
+        _changed(gripper_low_m=low, gripper_high_m=high)

@@ -17,7 +17,7 @@ from otpr_policy.spec import Array
 
 PERIOD_S = 0.1
 # With 0.1 s per step: 0.05 m and 0.1 rad of speed, 0.02 m and 0.04 rad of change, 0.02 m of finger.
-LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.30, 0.90, 0.1, 0.5, 0.05, 0.5, 2.0, 1.0, 4.0, 0.2, 1.0, 0.0)
+LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.30, 0.90, 0.1, 0.5, 0.05, 0.5, 2.0, 1.0, 4.0, 0.2, 1.0, 0.0, -0.1, 0.1)
 DOWN = np.diag([1.0, -1.0, -1.0])
 HOME = np.array([0.5, 0.0, 0.1])
 X = np.array([1.0, 0.0, 0.0])
@@ -194,22 +194,55 @@ def test_the_parts_are_limited_apart(part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "edge", "reason"),
-    [("x", 0.04, "hand moves by 0.041 m"), ("turn", 0.08, "hand turns by 0.081 rad"), ("finger", 0.04, "finger moves by 0.041 m")],
+    ("asked", "limit", "beyond", "reason"),
+    [
+        ("x", 0.02, 0.101, "hand moves by 0.101 m"),  # from rest the acceleration limits, and twice the velocity is too much
+        ("turn", 0.04, 0.201, "hand turns by 0.201 rad"),
+        ("finger", 0.02, 0.041, "finger moves by 0.041 m"),
+    ],
 )
-def test_the_bands_meet_at_the_limit_and_at_the_limit_plus_its_margin(asked: str, edge: float, reason: str) -> None:
+def test_the_bands_meet_at_the_limit_and_at_the_velocity_with_its_margin(asked: str, limit: float, beyond: float, reason: str) -> None:
     offset = 0.02 if asked == "finger" else 0.0
-    at = {
-        name: Line(finger=0.02).filter(**{asked: offset + size})
-        for name, size in {"limit": edge / 2 - 1e-9, "over": edge / 2 + 1e-9, "edge": edge - 1e-9, "beyond": edge + 0.001}.items()
-    }
-    assert [at[name].band for name in ("limit", "over", "edge", "beyond")] == [Band.PASS, Band.CLAMP, Band.CLAMP, Band.REJECT]
-    assert at["beyond"].reason == f"in one step the target of the {reason}, far too fast"
+    sizes = (limit - 1e-9, limit + 1e-9, beyond - 0.001 - 1e-9, beyond)
+    at = [Line(finger=0.02).filter(**{asked: offset + size}) for size in sizes]
+    assert [filtered.band for filtered in at] == [Band.PASS, Band.CLAMP, Band.CLAMP, Band.REJECT]
+    assert at[-1].reason == f"in one step the target of the {reason}, far too fast"
 
 
-def test_without_a_margin_nothing_is_slowed_down() -> None:
-    assert Line(rate_margin=0.0).filter(0.0201).band is Band.REJECT
-    assert Line(rate_margin=0.0).filter(0.0199).band is Band.PASS
+def test_without_a_margin_what_is_faster_than_the_velocity_is_rejected_and_an_acceleration_still_slowed_down() -> None:
+    assert Line(rate_margin=0.0).filter(0.0501).band is Band.REJECT
+    assert Line(rate_margin=0.0).x(0.0499) == (Band.CLAMP, 0.02)
+
+
+@pytest.mark.parametrize("rate_hz", [20.0, 100.0])
+@pytest.mark.parametrize("margin", [0.0, 1.0])
+def test_any_velocity_that_is_allowed_is_reached_from_rest_however_small_the_acceleration(rate_hz: float, margin: float) -> None:
+    """A robot near people: 0.25 m/s and 1 m/s^2. To ask for all of the velocity at once is slowed down, and never held."""
+    slow = replace(LIMITS, max_velocity_m_s=0.25, max_acceleration_m_s2=1.0, rate_margin=margin, max_distance_m=1.0)
+    limiter = TargetLimiter(slow, 1 / rate_hz)
+    at, velocities = HOME, []
+    for _ in range(round(0.5 * rate_hz)):
+        asked = CartesianTarget(at + 0.25 / rate_hz * X, np.array([1.0, 0.0, 0.0, 0.0]), 0.02)
+        filtered = limiter.filter(asked, HOME, matrix_to_columns(DOWN), 0.02)
+        assert filtered.band is not Band.REJECT
+        velocities.append(float(filtered.target.position[0] - at[0]) * rate_hz)
+        at = filtered.target.position
+    assert np.diff(velocities).max() <= 1.0 / rate_hz + 1e-9
+    assert velocities[-1] == pytest.approx(0.25) and velocities[0] == pytest.approx(1.0 / rate_hz)
+
+
+def test_a_target_that_follows_too_soon_may_be_shorter_by_as_much_and_a_late_one_gains_nothing() -> None:
+    """Velocity is 0.5 m/s and acceleration 2 m/s^2 by the clock: in 0.04 s after 0.2 m/s, 0.28 m/s is all there may be."""
+    line = Line(rate_margin=99.0)
+
+    def sent(x: float, now_s: float) -> float:
+        target = CartesianTarget(HOME + x * X, np.array([1.0, 0.0, 0.0, 0.0]), 0.02)
+        return float(line.limiter.filter(target, HOME, matrix_to_columns(DOWN), 0.02, now_s).target.position[0] - HOME[0])
+
+    assert sent(0.2, 10.0) == pytest.approx(0.02)  # from rest, a whole period's
+    assert sent(0.2, 10.04) == pytest.approx(0.02 + 0.04 * 0.28)
+    assert sent(0.2, 10.14) == pytest.approx(0.0312 + 0.1 * 0.48)
+    assert sent(0.25, 10.9) == pytest.approx(0.0792 + 0.05)  # the velocity, for one period
 
 
 def test_a_rejected_target_does_not_count_as_sent() -> None:
@@ -259,7 +292,7 @@ def test_the_ramp_scales_acceleration_and_turn_and_finger_too_but_not_what_is_re
     assert filtered.target.position[0] - HOME[0] == pytest.approx(0.005)
     assert _turned(filtered.target) == pytest.approx(0.01)
     assert filtered.target.gripper_position == pytest.approx(0.025)
-    assert Line(ramp_in_s=0.4).filter(x=0.041).band is Band.REJECT
+    assert Line(ramp_in_s=0.4).filter(x=0.101).band is Band.REJECT
 
 
 def test_a_ramp_of_zero_or_of_less_than_a_step_is_none() -> None:

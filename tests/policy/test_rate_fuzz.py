@@ -17,7 +17,7 @@ from otpr_policy.safety import Band
 from otpr_policy.spec import Array
 
 PERIOD_S = 0.1
-LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.30, 0.90, 0.1, 0.5, 0.05, 0.5, 2.0, 1.0, 4.0, 0.2, 1.0, 0.0)
+LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.30, 0.90, 0.1, 0.5, 0.05, 0.5, 2.0, 1.0, 4.0, 0.2, 1.0, 0.0, 0.0, 0.04)
 DOWN = np.diag([1.0, -1.0, -1.0])
 HOME = np.array([0.5, 0.0, 0.1])
 X = np.array([1.0, 0.0, 0.0])
@@ -33,20 +33,27 @@ def _walk(
     targets = hands + rng.normal(size=(steps, 3)) * scale
     turns = rng.normal(size=(steps, 3)) * rng.choice([1e-8, 0.005, 0.02, 0.2], size=(steps, 1), p=[0.3, 0.4, 0.27, 0.03])
     quaternions = (Rotation.from_rotvec(turns) * Rotation.from_matrix(DOWN)).as_quat()
-    fingers = np.clip(0.02 + 0.02 * np.sin(np.cumsum(rng.normal(size=steps) * 0.5)), 0, 0.04)
+    fingers = 0.02 + 0.023 * np.sin(np.cumsum(rng.normal(size=steps) * 0.5))  # a little outside their range at times
     absurd = rng.random(steps) < 0.01
     targets[absurd, rng.integers(0, 3)] = rng.choice([np.nan, np.inf, -np.inf, 1e30], size=absurd.sum())
     quaternions[rng.random(steps) < 0.005] *= rng.choice([np.nan, 2.0, 0.0])
     return targets, quaternions, fingers, hands
 
 
-def _violations(sent: list[tuple[int, CartesianTarget, Array]], limits: Limits, period_s: float) -> list[str]:
-    """An independent look at what was sent: (run, target, hand) in order; targets of one run follow each other step by step."""
-    runs = np.array([run for run, _, _ in sent])
-    positions = np.array([target.position for _, target, _ in sent])
-    quaternions = np.array([target.quaternion for _, target, _ in sent])
-    fingers = np.array([target.gripper_position for _, target, _ in sent])
-    hands = np.array([hand for _, _, hand in sent])
+Sent = tuple[int, CartesianTarget, Array, float]
+
+
+def _violations(sent: list[Sent], limits: Limits, period_s: float) -> list[str]:
+    """An independent look at what was sent: (run, target, hand, time) in order; targets of one run follow each other step by step.
+
+    Limits are by the clock, except that more than a period between two targets counts as one.
+    """
+    runs = np.array([run for run, _, _, _ in sent])
+    positions = np.array([target.position for _, target, _, _ in sent])
+    quaternions = np.array([target.quaternion for _, target, _, _ in sent])
+    fingers = np.array([target.gripper_position for _, target, _, _ in sent])
+    hands = np.array([hand for _, _, hand, _ in sent])
+    seconds = np.minimum(np.diff([now_s for _, _, _, now_s in sent]), period_s)
     rotations = Rotation.from_quat(quaternions)
     found = []
 
@@ -68,28 +75,31 @@ def _violations(sent: list[tuple[int, CartesianTarget, Array]], limits: Limits, 
             limits.max_angular_acceleration_rad_s2,
         ),
     ):
-        expect(f"{name} velocity", (np.linalg.norm(steps, axis=1) <= velocity * period_s + 1e-9)[follows])
-        before, after = steps[:-1], steps[1:]
+        expect(f"{name} velocity", (np.linalg.norm(steps, axis=1) <= velocity * seconds + 1e-9)[follows])
+        velocities = steps / seconds[:, None]
+        before, after = velocities[:-1], velocities[1:]
         share = np.clip(np.sum(before * after, axis=1) / np.maximum(np.sum(before * before, axis=1), 1e-300), 0, 1)
         change = np.linalg.norm(after - share[:, None] * before, axis=1)
-        expect(f"{name} acceleration", (change <= acceleration * period_s**2 + 1e-9)[follows[1:] & follows[:-1]])
-    expect("finger", (np.abs(np.diff(fingers)) <= limits.max_gripper_velocity_m_s * period_s + 1e-12)[follows])
+        expect(f"{name} acceleration", (change <= acceleration * seconds[1:] + 1e-7)[follows[1:] & follows[:-1]])
+    expect("finger", (np.abs(np.diff(fingers)) <= limits.max_gripper_velocity_m_s * seconds + 1e-12)[follows])
+    expect("finger range", (fingers >= limits.gripper_low_m) & (fingers <= limits.gripper_high_m))
     return found
 
 
-def _play(rng: np.random.Generator, steps: int, limits: Limits) -> tuple[list[tuple[int, CartesianTarget, Array]], dict[Band, int]]:
+def _play(rng: np.random.Generator, steps: int, limits: Limits) -> tuple[list[Sent], dict[Band, int]]:
     limiter = TargetLimiter(limits, PERIOD_S)
     columns = matrix_to_columns(DOWN)
     sent, run, bands = [], 0, dict.fromkeys(Band, 0)
-    for position, quaternion, finger, hand in zip(*_walk(rng, steps), strict=True):
-        filtered = limiter.filter(CartesianTarget(position, quaternion, float(finger)), hand, columns, 0.02)
+    times = np.cumsum(PERIOD_S * rng.choice([1.0, 0.3, 0.05, 2.5], size=steps, p=[0.85, 0.05, 0.05, 0.05]))  # late ticks, and close ones
+    for position, quaternion, finger, hand, now_s in zip(*_walk(rng, steps), times.tolist(), strict=True):
+        filtered = limiter.filter(CartesianTarget(position, quaternion, float(finger)), hand, columns, 0.02, now_s)
         bands[filtered.band] += 1
         if filtered.band is Band.REJECT:
             if rng.random() < 0.8:  # as the control loop does; without it the next target still counts from the one sent last
                 limiter.rest()
                 run += 1
         else:
-            sent.append((run, filtered.target, hand))
+            sent.append((run, filtered.target, hand, now_s))
     return sent, bands
 
 
@@ -121,18 +131,22 @@ def test_in_a_million_fuzzed_targets_not_one_command_is_out_of_any_limit() -> No
 def test_the_checker_of_the_fuzz_test_sees_each_violation() -> None:
     still = CartesianTarget(HOME, np.array([1.0, 0, 0, 0]), 0.02)
 
-    def found(*targets: CartesianTarget) -> list[str]:
-        return [line.split(":")[0] for line in _violations([(0, target, HOME) for target in targets], LIMITS, PERIOD_S)]
+    def found(*targets: CartesianTarget, apart_s: float = PERIOD_S) -> list[str]:
+        sent = [(0, target, HOME, apart_s * index) for index, target in enumerate(targets)]
+        return [line.split(":")[0] for line in _violations(sent, LIMITS, PERIOD_S)]
 
     assert found(still, still, still) == []
     assert "workspace" in found(replace(still, position=np.array([0.5, 0.0, 0.6])))
     assert "distance" in found(replace(still, position=HOME + 0.31 * X))
     assert found(still, replace(still, position=HOME + 0.051 * X)) == ["step velocity"]
+    assert found(still, replace(still, position=HOME + 0.026 * X), apart_s=PERIOD_S / 2) == ["step velocity"]
     assert found(still, still, replace(still, position=HOME + 0.021 * X)) == ["step acceleration"]
+    assert found(still, still, replace(still, position=HOME + 0.006 * X), apart_s=PERIOD_S / 2) == ["step acceleration"]
     turned = replace(still, quaternion=(Rotation.from_rotvec([0, 0, 0.05]) * Rotation.from_quat(still.quaternion)).as_quat())
     assert found(still, still, turned) == ["turn acceleration"]
-    assert found(still, replace(still, gripper_position=0.041)) == ["finger"]
-    assert found(replace(still, gripper_position=np.nan)) == ["finite"]
+    assert found(replace(still, gripper_position=0.0), replace(still, gripper_position=0.021)) == ["finger"]
+    assert found(replace(still, gripper_position=0.041)) == ["finger range"]
+    assert found(replace(still, gripper_position=np.nan)) == ["finite", "finger range"]
 
 
 def test_filtering_again_changes_nothing_and_no_target_is_moved_past_where_it_was_asked_to_go() -> None:

@@ -35,6 +35,8 @@ LIMITS = Limits(
     max_gripper_velocity_m_s=0.2,
     rate_margin=1.0,
     ramp_in_s=0.0,
+    gripper_low_m=0.0,
+    gripper_high_m=0.05,
 )
 MIDDLE = (ACTION.low + ACTION.high) / 2
 DOWN = np.diag([1.0, -1.0, -1.0])  # a gripper that points at the table
@@ -364,3 +366,33 @@ def test_two_results_are_equal_only_if_they_are_one() -> None:
     assert actions[0] != actions[1]  # rather than numpy's error about the truth of an array
     assert targets[0] != targets[1]
     assert len({*actions, *targets}) == 4
+
+
+@pytest.mark.parametrize(
+    ("finger", "band", "sent"),
+    [
+        (0.0, Band.PASS, 0.0),
+        (0.05, Band.PASS, 0.05),
+        (-0.0049, Band.CLAMP, 0.0),  # within a tenth of the range
+        (0.0549, Band.CLAMP, 0.05),
+        (-0.0051, Band.REJECT, None),
+        (0.0551, Band.REJECT, None),
+        (-5.0, Band.REJECT, None),
+        (1e30, Band.REJECT, None),
+    ],
+)
+def test_the_fingers_have_a_range_of_the_robots_own(finger: float, band: Band, sent: float | None) -> None:
+    """Whatever range an artifact claims."""
+    target = CartesianTarget(np.array([0.5, 0.0, 0.0]), DOWN_QUATERNION, finger)
+    filtered = filter_target(target, target.position, matrix_to_columns(DOWN), LIMITS)
+    assert filtered.band is band
+    if sent is not None:
+        assert filtered.target.gripper_position == sent
+        assert np.array_equal(filtered.target.position, target.position)
+
+
+def test_a_target_outside_workspace_and_finger_range_is_brought_back_in_both() -> None:
+    target = CartesianTarget(np.array([0.86, 0.0, 0.0]), DOWN_QUATERNION, 0.051)
+    filtered = filter_target(target, np.array([0.85, 0.0, 0.0]), matrix_to_columns(DOWN), LIMITS)
+    assert filtered.band is Band.CLAMP
+    assert (filtered.target.position[0], filtered.target.gripper_position) == (0.85, 0.05)

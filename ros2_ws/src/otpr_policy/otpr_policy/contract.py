@@ -239,7 +239,7 @@ def parse_contract(data: Any) -> RobotContract:
     _check_topic("pose_command.topic", contract.pose_command.topic)
     _check_topic("gripper_command.topic", contract.gripper_command.topic)
     if contract.teleop is not None:
-        _check_teleop(contract.teleop)
+        _check_teleop(contract.teleop, contract.limits)
     for name in READS:
         hand = contract.observations.get(name)
         if hand is not None and hand.frame != contract.pose_command.frame:
@@ -265,12 +265,17 @@ def _check_source(where: str, source: ObservationSource) -> None:
         raise ContractError(f"{where}.joints has no meaning for a pose")
 
 
-def _check_teleop(teleop: Teleop) -> None:
+def _check_teleop(teleop: Teleop, limits: Limits) -> None:
     for field in fields(teleop):
         if not field.name.startswith("gripper"):
             _check_positive(f"teleop.{field.name}", getattr(teleop, field.name))
     if not 0 <= teleop.gripper_closed < teleop.gripper_open < float("inf"):
         raise ContractError(f"teleop: gripper_closed {teleop.gripper_closed} must be below gripper_open {teleop.gripper_open}, both [m]")
+    if teleop.gripper_closed < limits.gripper_low_m or teleop.gripper_open > limits.gripper_high_m:
+        raise ContractError(
+            f"teleop: gripper_closed {teleop.gripper_closed} and gripper_open {teleop.gripper_open} must lie within the limits'"
+            f" [{limits.gripper_low_m}, {limits.gripper_high_m}]"
+        )
 
 
 def _check_topic(where: str, name: str) -> None:

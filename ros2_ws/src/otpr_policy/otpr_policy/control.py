@@ -8,6 +8,7 @@ keeps its last target, and the consumer's own time-out does the rest. docs/safet
 """
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -62,6 +63,7 @@ class ControlLoop:
         *,
         measured_finger: tuple[str, int] | None = None,
         after_release: AfterRelease = AfterRelease.ENGAGE,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Makes a loop that is READY.
 
@@ -72,8 +74,11 @@ class ControlLoop:
             stop_after_s: how long the robot may hold, within any four times that long, before it is stopped.
             measured_finger: which number of which field measures the commanded finger joint, if one does.
             after_release: what it takes to move again after the dead-man switch was released.
+            clock: [s], never goes back, and is read when a target is about to be sent: a tick that was late sends late, and the next
+                one may then move less. None in lockstep, where ticks are a period apart.
         """
         self._source = source
+        self._clock = clock
         self.seams = SeamRecord(source.action)
         if source.executor is not None:
             source.executor.on_seam = self.seams.add
@@ -206,7 +211,8 @@ class ControlLoop:
             return Missing(bounded.reason)
         target = delta_to_target(observation.values, self._source.action.split(bounded.vector))
         values = observation.values
-        allowed = self._limiter.filter(target, values["ee_position"], values["ee_rotation"], self._finger(observation))
+        now_s = None if self._clock is None else self._clock()
+        allowed = self._limiter.filter(target, values["ee_position"], values["ee_rotation"], self._finger(observation), now_s)
         if allowed.band is Band.REJECT:
             self.counters.rejects += 1
             return Missing(allowed.reason)
@@ -226,6 +232,7 @@ class ControlLoop:
     def _wait_for_chunk(self, gap: Gap) -> None:
         """Holds without forgetting: what is under way is an answer to what was seen, and comes late rather than wrong."""
         if gap.expected:
+            self._limiter.rest()
             self._enter(State.HOLD, "waiting for the first chunk")
         else:
             self._count_hold("inference is late: no chunk covers this tick")

@@ -35,8 +35,10 @@ class Limits:
         max_acceleration_m_s2: how fast the target position may gain speed or change direction; slowing down is free.
         max_angular_velocity_rad_s, max_angular_acceleration_rad_s2: the same for its orientation.
         max_gripper_velocity_m_s: fastest that the finger target may move.
-        rate_margin: a velocity or acceleration may exceed its limit by this fraction of it and be clamped.
+        rate_margin: a velocity may exceed its limit by this fraction of it and be clamped; beyond, it is rejected. An acceleration is
+            only ever clamped.
         ramp_in_s: for how long after engaging, and after a hold, velocities and accelerations grow to their limits.
+        gripper_low_m, gripper_high_m: range of the finger joint's target; ``action_margin`` of it outside is clamped, further is rejected.
 
     Raises:
         ContractError: a limit is not finite, negative, zero where nothing could move, or upside down.
@@ -57,11 +59,17 @@ class Limits:
     max_gripper_velocity_m_s: float
     rate_margin: float
     ramp_in_s: float
+    gripper_low_m: float
+    gripper_high_m: float
 
     def __post_init__(self) -> None:
         for axis, low, high in zip("xyz", self.workspace_low, self.workspace_high, strict=True):
             if not (np.isfinite(low) and np.isfinite(high) and low < high):
                 raise ContractError(f"limits: workspace {axis} [{low}, {high}] is not a finite range")
+        if not (np.isfinite(self.gripper_low_m) and np.isfinite(self.gripper_high_m) and self.gripper_low_m < self.gripper_high_m):
+            raise ContractError(
+                f"limits: gripper_low_m {self.gripper_low_m} and gripper_high_m {self.gripper_high_m} are not a finite range"
+            )
         for name in _ABOVE_ZERO:
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise ContractError(f"limits: {name} is {getattr(self, name)}, must be a finite number above 0")

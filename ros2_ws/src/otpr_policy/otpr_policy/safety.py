@@ -85,7 +85,7 @@ def _check_shape(spec: VectorSpec, vector: Array) -> None:
 
 
 def filter_target(target: CartesianTarget, measured_position: Array, measured_rotation: Array, limits: Limits) -> FilteredTarget:
-    """Holds a target to the workspace and near the measured hand.
+    """Holds a target to the workspace, to the fingers' range, and near the measured hand.
 
     Args:
         target: where hand and fingers shall go.
@@ -112,7 +112,12 @@ def filter_target(target: CartesianTarget, measured_position: Array, measured_ro
         return FilteredTarget(
             target, Band.REJECT, f"the target lies {distance_m:.3f} m from the hand, allowed are {limits.max_distance_m:.3f}"
         )
-    if outside_m > 0:
-        clamped = CartesianTarget(position, target.quaternion, target.gripper_position)
-        return FilteredTarget(clamped, Band.CLAMP, f"the target lay {outside_m:.3f} m outside the workspace")
+    low_m, high_m = limits.gripper_low_m, limits.gripper_high_m
+    beyond_m = max(low_m - target.gripper_position, target.gripper_position - high_m)
+    if not beyond_m <= limits.action_margin * (high_m - low_m):
+        return FilteredTarget(target, Band.REJECT, f"the finger's target lies {beyond_m:.3f} m outside [{low_m:g}, {high_m:g}]")
+    if outside_m > 0 or beyond_m > 0:
+        clamped = CartesianTarget(position, target.quaternion, float(np.clip(target.gripper_position, low_m, high_m)))
+        what = f"the target lay {outside_m:.3f} m outside the workspace" if outside_m > 0 else "the finger's target lay outside its range"
+        return FilteredTarget(clamped, Band.CLAMP, what)
     return FilteredTarget(target, Band.PASS)

@@ -17,6 +17,7 @@ import gc
 import json
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -172,7 +173,10 @@ class PolicyNode(LifecycleNode):
         contract, switch = self._contract, self._contract.dead_man_switch
         after = AfterRelease.ENGAGE if switch is None else switch.after_release
         finger, limits = contract.measured_finger, contract.limits
-        self._control = ControlLoop(source, self._buffer, limits, contract.stop_after_s, measured_finger=finger, after_release=after)
+        clock = time.monotonic if self._pacing is Pacing.CLOCK else None
+        self._control = ControlLoop(
+            source, self._buffer, limits, contract.stop_after_s, measured_finger=finger, after_release=after, clock=clock
+        )
         self._loop = self._control
         self._flight: NodeFlight | None = None
         if self._slot is not None:
