@@ -175,6 +175,9 @@ def _killed(who: str, effect: Effect) -> Fault:
     return Fault(f"{who} killed", effect, lambda stage, _rng: stage.kill(who), lambda stage: stage.revive(who))
 
 
+NOTHING = Fault("nothing", Effect.NONE, lambda _stage, _rng: None, lambda _stage: None)
+"""What the machine alone does to a robot, to compare with."""
+
 FAULTS = (
     _relayed("silent", Effect.HALT, *TOPICS),
     _relayed("lost", Effect.ANY, *TOPICS),

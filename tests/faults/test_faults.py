@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults.stage import CLOCK_FAULTS, FAULTS, Effect, Fault, Stage, play
+from faults.stage import CLOCK_FAULTS, FAULTS, NOTHING, Effect, Fault, Stage, play
 
 # In CI one of each kind: what is read, what is inferred, who lives.
 SHORT = ("silent", "duplicated", "an hour ahead", "nan", "1e30", "missing name", "inference: hang", "inference: raise", "node killed")
@@ -26,19 +26,41 @@ def make_stage(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
         stage.close()
 
 
-def _play_all(stage: Stage, faults: tuple[Fault, ...], tries: int = 3) -> None:
+CONTROLS, PAIRS = 4, 12
+
+
+def _harmless(stage: Stage, fault: Fault, rng: np.random.Generator) -> bool:
+    """Whether the robot goes on under a fault that must change nothing.
+
+    A machine that stalls makes it hold now and then with any fault or none. So each hold is followed by a while without a fault, and a
+    fault is to blame when the robot never went on with it and went on without it often enough. Where neither happens, the bounds that
+    the checker judges are all that was tested, and that is printed.
+    """
+    went_on = 0
+    for _ in range(PAIRS):
+        if play(stage, fault, rng).as_it_must:
+            return True
+        went_on += play(stage, NOTHING, rng).as_it_must
+        if went_on == CONTROLS:
+            return False
+    print(f"{fault.name}: the machine stalls too often to tell whether it changes anything")
+    return True
+
+
+def _play_all(stage: Stage, faults: tuple[Fault, ...]) -> None:
     rng = np.random.default_rng(1)
     stage.wait_for(lambda: stage.tracked, "the tracker", timeout_s=120.0)
     stage.recover()
     missed = []
     for fault in faults:
-        # Where nothing must happen something may, by a stall of the machine; but not again and again.
-        outcomes = [play(stage, fault, rng)]
-        while not outcomes[-1].as_it_must and fault.effect is Effect.NONE and len(outcomes) < tries:
-            outcomes.append(play(stage, fault, rng))
-        print(f"{fault.name}: {outcomes[-1].told or 'goes on'}; engaged again after {outcomes[-1].recovery_s:.1f} s")
-        if not outcomes[-1].as_it_must:
-            missed.append(f"{fault.name} led to {outcomes[-1].told or 'nothing'}")
+        if fault.effect is Effect.NONE:
+            if not _harmless(stage, fault, rng):
+                missed.append(f"{fault.name} kept the robot from going on")
+            continue
+        outcome = play(stage, fault, rng)
+        print(f"{fault.name}: {outcome.told or 'goes on'}; engaged again after {outcome.recovery_s:.1f} s")
+        if not outcome.as_it_must:
+            missed.append(f"{fault.name} led to {outcome.told or 'nothing'}")
     verdict = stage.verdict()
     print({key: verdict[key] for key in ("counts", "excused", "hold_ms", "still_ms", "death_ms")})
     assert verdict["violations"] == []
