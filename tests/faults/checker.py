@@ -167,9 +167,11 @@ def samples_of(message: Any, kind: Any, fields: list[dict[str, Any]]) -> list[Sa
     found = []
     for source in fields:
         problem = _joints_problem(message, source["joints"]) if kind is JointState else _pose_problem(message, source)
-        is_hand = problem is None and source["name"] == "ee_position"
-        position = message.pose.position if is_hand else None
-        hand = None if position is None else np.array([position.x, position.y, position.z])
+        hand = None
+        if problem is None and source["name"] == "ee_position":
+            p, o = message.pose.position, message.pose.orientation
+            hand = np.array([p.x, p.y, p.z, o.x, o.y, o.z, o.w])
+            hand = hand if _pose_problem(message, {**source, "part": "rotation_columns"}) is None else None
         found.append(Sample(source["name"], _seconds(message.header.stamp), problem, hand))
     return found
 
@@ -193,9 +195,11 @@ def bounds_of(contract: dict[str, Any], period_s: float) -> Bounds:
         tuple(limits["workspace_high"]),
         (limits["gripper_low_m"], limits["gripper_high_m"]),
         limits["max_distance_m"],
+        limits["max_rotation_rad"],
         limits["max_velocity_m_s"],
         limits["max_acceleration_m_s2"],
         limits["max_angular_velocity_rad_s"],
+        limits["max_angular_acceleration_rad_s2"],
         limits["max_gripper_velocity_m_s"],
         contract["pose_command"]["frame"],
     )

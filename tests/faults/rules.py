@@ -10,6 +10,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,11 @@ class Bounds:
     high: tuple[float, ...]
     fingers: tuple[float, float]
     distance_m: float
+    rotation_rad: float
     velocity_m_s: float
     acceleration_m_s2: float
     angular_velocity_rad_s: float
+    angular_acceleration_rad_s2: float
     finger_velocity_m_s: float
     frame: str
 
@@ -59,7 +62,7 @@ class Sample:
     field: str
     stamp_s: float
     problem: str | None
-    hand: NDArray[np.float64] | None = None  # (3,), where it is the hand's pose
+    hand: NDArray[np.float64] | None = None  # position and quaternion (7,), where it is the hand's pose
 
 
 @dataclass
@@ -246,9 +249,13 @@ class Judge:
             return
         if not ((position >= np.array(bounds.low) - EPSILON) & (position <= np.array(bounds.high) + EPSILON)).all():
             self._violate(now_s, "workspace", f"{position.tolist()}")
-        near = [float(np.linalg.norm(position - hand)) for sent_s, hand in self._hands if now_s - 0.5 < sent_s <= now_s]
-        if not near or min(near) > bounds.distance_m + EPSILON:
-            self._violate(now_s, "distance", f"{min(near, default=math.inf):.4f} m from any hand of the last 0.5 s")
+        hands = [hand for sent_s, hand in self._hands if now_s - 0.5 < sent_s <= now_s]
+        near = min((float(np.linalg.norm(position - hand[:3])) for hand in hands), default=math.inf)
+        if near > bounds.distance_m + EPSILON:
+            self._violate(now_s, "distance", f"{near:.4f} m from any hand of the last 0.5 s")
+        turned = min((float(np.linalg.norm(_turn(quaternion, hand[3:]))) for hand in hands), default=math.inf)
+        if turned > bounds.rotation_rad + EPSILON:
+            self._violate(now_s, "turn", f"{turned:.4f} rad from any hand of the last 0.5 s")
         run = [pose for pose in self._poses if pose[1] == self._states][-2:]
         if run and now_s - run[-1][0] < 1.5 * bounds.period_s:
             self._motion(now_s, command.values, run)
@@ -256,18 +263,23 @@ class Judge:
 
     def _motion(self, now_s: float, pose: NDArray[np.float64], run: list[tuple[float, int, NDArray[np.float64]]]) -> None:
         bounds = self.bounds
-        step = pose[:3] - run[-1][2][:3]
-        turn = (Rotation.from_quat(pose[3:]) * Rotation.from_quat(run[-1][2][3:]).inv()).magnitude()
-        if float(np.linalg.norm(step)) > bounds.velocity_m_s * bounds.period_s + EPSILON:
-            self._violate(now_s, "velocity", f"{np.linalg.norm(step):.4f} m in a step")
-        if turn > bounds.angular_velocity_rad_s * bounds.period_s + EPSILON:
-            self._violate(now_s, "angular velocity", f"{turn:.4f} rad in a step")
-        if len(run) == 2 and run[1][0] - run[0][0] < 1.5 * bounds.period_s:
-            before = run[1][2][:3] - run[0][2][:3]
-            share = np.clip(step @ before / max(float(before @ before), 1e-300), 0, 1)
-            change = float(np.linalg.norm(step - share * before))
-            if change > bounds.acceleration_m_s2 * bounds.period_s**2 + EPSILON:
-                self._violate(now_s, "acceleration", f"a step changes by {change:.4f} m")
+        poses = [pose for _, _, pose in run] + [pose]
+        follow = len(run) == 2 and run[1][0] - run[0][0] < 1.5 * bounds.period_s
+        steps = [after[:3] - before[:3] for before, after in pairwise(poses)]
+        turns = [_turn(after[3:], before[3:]) for before, after in pairwise(poses)]
+        for name, unit, moves, velocity, acceleration in (
+            ("", "m", steps, bounds.velocity_m_s, bounds.acceleration_m_s2),
+            ("angular ", "rad", turns, bounds.angular_velocity_rad_s, bounds.angular_acceleration_rad_s2),
+        ):
+            move = moves[-1]
+            if float(np.linalg.norm(move)) > velocity * bounds.period_s + EPSILON:
+                self._violate(now_s, f"{name}velocity", f"{np.linalg.norm(move):.4f} {unit} in a step")
+            if not follow:
+                continue
+            share = np.clip(move @ moves[0] / max(float(moves[0] @ moves[0]), 1e-300), 0, 1)
+            change = float(np.linalg.norm(move - share * moves[0]))
+            if change > acceleration * bounds.period_s**2 + EPSILON:
+                self._violate(now_s, f"{name}acceleration", f"a step changes by {change:.4f} {unit}")
 
     def _fingers(self, now_s: float, values: NDArray[np.float64]) -> None:
         low, high = self.bounds.fingers
@@ -323,6 +335,11 @@ class Judge:
             "still_ms": _in_ms(self.stills_s),
             "death_ms": _in_ms(self.deaths_s),
         }
+
+
+def _turn(quaternion: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+    """From one orientation to another, a rotation vector (3,) in the fixed frame."""
+    return np.asarray((Rotation.from_quat(quaternion) * Rotation.from_quat(before).inv()).as_rotvec())
 
 
 def _in_ms(values_s: list[float]) -> list[float]:

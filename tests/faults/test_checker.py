@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 from faults.rules import Bounds, Command, Judge, Sample
 
-BOUNDS = Bounds(0.05, 0.05, (0.2, -0.5, -0.2), (0.9, 0.5, 0.5), (0.0, 0.04), 0.10, 1.0, 12.0, 2.0, 0.5, "base")
+BOUNDS = Bounds(0.05, 0.05, (0.2, -0.5, -0.2), (0.9, 0.5, 0.5), (0.0, 0.04), 0.10, 0.5, 1.0, 12.0, 2.0, 24.0, 0.5, "base")
 HAND = np.array([0.5, 0.0, 0.1])
 DOWN = np.array([1.0, 0.0, 0.0, 0.0])
 X = np.array([1.0, 0.0, 0.0])
 pytestmark = pytest.mark.faults
+
+
+def turned(angle: float) -> "np.ndarray":
+    """A hand that points down, turned about x."""
+    return np.array([np.cos(angle / 2), 0.0, 0.0, np.sin(angle / 2)])
 
 
 class Tape:
@@ -31,7 +36,7 @@ class Tape:
 
     def samples(self, age_s: float = 0.005) -> None:
         for topic in ("/hand", "/cube"):
-            hand = HAND if topic == "/hand" else None
+            hand = np.concatenate([HAND, DOWN]) if topic == "/hand" else None
             self.judge.sample(self.now_s, Sample(topic, self.now_s - age_s, None, hand))
 
     def send(self, position: "np.ndarray" = HAND, quaternion: "np.ndarray" = DOWN, finger: float = 0.02, frame: str = "base") -> None:
@@ -87,7 +92,9 @@ def test_a_robot_that_is_driven_rightly_passes() -> None:
         ("distance", lambda t: t.send(HAND + 0.11 * X)),
         ("velocity", lambda t: (t.wait(0.05), t.send(HAND + 0.06 * X))),
         ("acceleration", lambda t: t.ticks(1, HAND + 0.04 * X)),
-        ("angular velocity", lambda t: (t.wait(0.05), t.send(quaternion=np.array([np.cos(0.06), np.sin(0.06), 0, 0])))),
+        ("angular velocity", lambda t: (t.wait(0.05), t.send(quaternion=turned(0.12)))),
+        ("angular acceleration", lambda t: (t.wait(0.05), t.send(quaternion=turned(0.07)))),
+        ("turn", lambda t: [(t.wait(0.05), t.samples(), t.send(quaternion=turned(0.05 * n))) for n in range(12)]),
         ("fingers", lambda t: t.send(finger=0.05)),
         ("fingers", lambda t: t.judge.command(t.now_s, Command(None, "", np.array([0.02, 0.02])))),
         ("finger velocity", lambda t: [(t.wait(0.05), t.send(finger=finger)) for finger in (0.02, 0.04, 0.01)]),
@@ -144,7 +151,7 @@ def test_what_is_unusable_late_out_of_order_or_of_the_future_does_not_count_as_a
     for stamp_s in (tape.now_s - 1.0, tape.now_s + 3600.0) if problem is None else (tape.now_s + 0.04,):
         for _ in range(3):
             tape.wait(0.05)
-            tape.judge.sample(tape.now_s, Sample("/hand", stamp_s, problem, HAND))
+            tape.judge.sample(tape.now_s, Sample("/hand", stamp_s, problem, np.concatenate([HAND, DOWN])))
             tape.judge.sample(tape.now_s, Sample("/cube", stamp_s, problem))
     tape.send()
     assert "age" in tape.found()
@@ -165,7 +172,7 @@ def test_by_a_simulations_clock_only_what_a_command_says_of_itself_is_judged() -
     judge = Judge(BOUNDS, ("/hand",), simulated=True)
     judge.event(0.0, "engage", "driver")
     judge.state(0.0, "READY")
-    judge.sample(1.0, Sample("/hand", 7.0, None, HAND))
+    judge.sample(1.0, Sample("/hand", 7.0, None, np.concatenate([HAND, DOWN])))
     judge.clock(1.0, 7.0)
     pose = np.concatenate([HAND, DOWN])
     judge.command(1.01, Command(7.0, "base", pose))
