@@ -181,3 +181,61 @@ def test_the_guiding_score_knows_no_sides_and_no_order_of_keypoints():
     assert torch.allclose(transport.guiding_score(states, actions, key_states[order], key_actions[order], temperature), score, atol=1e-12)
     with pytest.raises(TransportError, match="temperature"):
         transport.guiding_score(states, actions, key_states, key_actions, 0.0)
+
+
+# On a GPU
+
+
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+
+
+def assert_same_on_cuda(function, *tensors):
+    """What the function makes of tensors on the GPU stays there and is what it makes of them on the CPU, to 1e-9."""
+    for ours, theirs in zip(function(*tensors), function(*(tensor.to("cuda") for tensor in tensors)), strict=True):
+        assert theirs.device.type == "cuda"
+        torch.testing.assert_close(theirs.cpu(), ours, rtol=0, atol=1e-9)
+
+
+@on_cuda
+@pytest.mark.parametrize("shape", [(12, 12), (9, 30), (30, 9), (4, 12, 20)], ids=str)
+def test_plans_on_a_gpu_are_those_of_the_cpu(shape):
+    """Single and batched; masked; with an epsilon for each problem; and the epsilons of a wanted support."""
+    cost, share = normal(*shape), 1.0 / 5.0
+    mask = transport.keypoint_mask(12, 12, [(0, 3), (4, 1)])
+
+    def exact(cost, epsilon=0.3, **more):
+        plan = transport.balanced(cost, epsilon, tolerance=1e-11, **more)
+        return plan.compatibility, plan.u[..., :, None] + plan.v[..., None, :]
+
+    def relaxed(cost):
+        plan = transport.semi_relaxed(cost, 0.02)
+        return plan.compatibility, plan.u, plan.row_error, plan.column_error
+
+    assert_same_on_cuda(exact, cost)
+    assert_same_on_cuda(relaxed, cost)
+    for kind in Kind:
+        assert_same_on_cuda(lambda cost, kind=kind: (transport.epsilon_for_support(cost, share, kind),), cost)
+    if shape == (12, 12):
+        assert_same_on_cuda(lambda cost, mask: exact(cost, mask=mask), cost, mask)
+    if len(shape) == 3:
+        assert_same_on_cuda(exact, cost, torch.linspace(0.1, 1.0, len(cost), dtype=torch.float64))
+
+
+@on_cuda
+@pytest.mark.parametrize("temperature", [0.1, 10.0])
+def test_the_guiding_score_on_a_gpu_is_that_of_the_cpu(temperature):
+    assert_same_on_cuda(lambda *points: (transport.guiding_score(*points, temperature),), *guide()[:4])
+
+
+@on_cuda
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["single", "batched"])
+def test_resampling_on_a_gpu_draws_by_the_same_shares(batch):
+    """Its random numbers are others; rows that leave no choice and dead rows are the same."""
+    h = torch.tensor([[0.0, 1.0, 3.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64).expand(*batch, 3, 3)
+    drawn, dead = transport.resample(h.to("cuda"), 100_000, torch.Generator("cuda").manual_seed(0))
+    assert drawn.device.type == dead.device.type == "cuda" and drawn.shape == (*batch, 3, 100_000)
+    assert torch.equal(dead.cpu(), transport.resample(h, 1)[1])
+    assert (drawn[..., 1, :] == 1).all()
+    expected = torch.tensor([[0.0, 0.25, 0.75], [0.0, 1.0, 0.0], [1 / 3] * 3], dtype=torch.float64)
+    shares = torch.stack([(drawn == column).double().mean(-1).cpu() for column in range(3)], dim=-1)
+    assert float((shares - expected).abs().max()) < 0.01 and (shares[..., 0, 0] == 0).all()
