@@ -2,6 +2,7 @@
 """Draws the pictures of docs/otpr.md: ``python docs/figures/make.py plans``, ``critic RUN`` and ``compatibility RUN``.
 
 ``plans`` needs nothing. The others read the replay and the critic in the newest checkpoint of a run of ``otpr train otpr``.
+``--out DIR`` is where the picture goes, this folder unless given.
 """
 
 import argparse
@@ -32,7 +33,7 @@ HERE = Path(__file__).parent
 COLOURS = {Origin.DEMONSTRATION: "tab:blue", Origin.SUCCESS: "tab:green", Origin.FAILURE: "tab:red"}
 
 
-def plans() -> Path:
+def plans(out: Path) -> Path:
     """Plans of a toy problem: what epsilon, mask and a relaxed column side do."""
     generator = torch.Generator().manual_seed(0)
     s, a = (torch.sort(torch.randn(10, generator=generator, dtype=torch.float64)).values for _ in range(2))
@@ -53,10 +54,10 @@ def plans() -> Path:
         axis.set(title=title, xlabel="chunk", ylabel="state")
         axis.title.set_fontsize(10)
     figure.colorbar(image, ax=axes, label="H")
-    return _save(figure, "plans.png")
+    return _save(figure, out / "plans.png")
 
 
-def critic(directory: Path, updates: int = 2500, held_out: int = 15) -> Path:
+def critic(directory: Path, out: Path, updates: int = 2500, held_out: int = 15) -> Path:
     """Values along episodes that no critic has seen: the usual critic, a pessimistic start, and observed returns."""
     learner = _learner(directory)
     rows = learner.replay.transitions
@@ -76,10 +77,10 @@ def critic(directory: Path, updates: int = 2500, held_out: int = 15) -> Path:
             axis.plot(value, color=COLOURS[Origin(int(rows.origin[episode[0]]))], alpha=0.6)
         axis.set(title=title, xlabel="step", ylim=(0, 1))
     axes[0].set_ylabel("value")
-    return _save(figure, "critic.png")
+    return _save(figure, out / "critic.png")
 
 
-def compatibility(directory: Path) -> Path:
+def compatibility(directory: Path, out: Path) -> Path:
     """H against Q on one block of the run's replay, for each way of weighting."""
     learner = _learner(directory)
     rows = learner.replay.transitions.rows(torch.randperm(len(learner.replay), generator=learner.generator)[:48])
@@ -94,7 +95,7 @@ def compatibility(directory: Path) -> Path:
         axis.scatter((q - q.mean(1, keepdim=True)).flatten(), h.flatten(), s=3, alpha=0.4)
         axis.set(title=weights.value, xlabel="Q - mean of the state's row", yscale="symlog")
     axes[0].set_ylabel("H")
-    return _save(figure, "compatibility.png")
+    return _save(figure, out / "compatibility.png")
 
 
 def _learner(directory: Path) -> otpr.Learner:
@@ -127,18 +128,25 @@ def _train(learner: otpr.Learner, known: Tensor, logit: float, bounded: bool, up
     return learner.critic
 
 
-def _save(figure: "plt.Figure", name: str) -> Path:
-    figure.savefig(HERE / name, dpi=80)
-    return HERE / name
+def _save(figure: "plt.Figure", path: Path) -> Path:
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
+    return path
 
 
-if __name__ == "__main__":
+def main(words: list[str] | None = None) -> None:
+    """Draws one picture and says where it is. ``words``: of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("picture", choices=("plans", "critic", "compatibility"))
     parser.add_argument("run", type=Path, nargs="?")
-    arguments = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=HERE, metavar="DIR")
+    arguments = parser.parse_args(words)
+    if arguments.picture == "plans":
+        print(plans(arguments.out))
+    else:
+        print({"critic": critic, "compatibility": compatibility}[arguments.picture](arguments.run, arguments.out))
+
+
+if __name__ == "__main__":
     torch.set_num_threads(1)
-    drawn = (
-        plans() if arguments.picture == "plans" else {"critic": critic, "compatibility": compatibility}[arguments.picture](arguments.run)
-    )
-    print(drawn)
+    main()

@@ -144,9 +144,12 @@ def test_learned_potentials_approach_the_exact_marginals():
 @pytest.mark.parametrize("weights", Weights)
 def test_no_gradient_passes_through_h(weights):
     """P18: neither critic nor policy learn through the plan."""
-    values = cost().requires_grad_(True)
-    h = coupling(weights).compatibility(values, *points())
-    assert not h.requires_grad and values.grad is None
+    values, error = cost().requires_grad_(True), cost(1).requires_grad_(True)
+    states, chunks = (point.requires_grad_(True) for point in points())
+    h = coupling(weights).compatibility(values, states, chunks)
+    (h * error).sum().backward()
+    assert torch.equal(error.grad, h) and not h.requires_grad
+    assert values.grad is None and states.grad is None and chunks.grad is None
 
 
 @pytest.mark.parametrize("weights", [Weights.SEMI_RELAXED, Weights.SOFTMAX, Weights.ARGMAX])

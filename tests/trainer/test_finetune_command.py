@@ -12,6 +12,7 @@ import point_task
 import point_tuning
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_runs import run_command
 
 from otpr_policy import artifact
@@ -89,6 +90,26 @@ def test_a_run_has_its_rows_its_critic_and_where_it_came_from(origin, name):
     tuned, cloned = run.policy().state_dict(), runs.load(origin / "clone").policy().state_dict()
     changed = [key for key in tuned if key not in cloned or not torch.equal(tuned[key], cloned[key])]
     assert changed and all(key.startswith(("network.", "gaussian.")) for key in changed)  # normalisers stay
+
+
+HEALTH = ("row_error", "column_error", "support", "effective_chunks", "dead_rows", "entropy", "epsilon")
+
+
+def test_the_health_of_transport_is_a_column_of_the_metrics_and_a_curve_of_tensorboard(origin):
+    """The same numbers at the same steps in both."""
+    names = {*(f"transport/{name}" for name in HEALTH), "policy/gradient", "critic/gradient"}
+    written = rows(origin / "otpr/metrics.csv")
+    assert names <= set(written[0]) and len(written) > 1
+    board = EventAccumulator(str(origin / "otpr/tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert names <= set(board.Tags()["scalars"])
+    for name in names:
+        events = board.Scalars(name)
+        assert [event.step for event in events] == [int(row["step"]) for row in written]
+        assert [event.value for event in events] == pytest.approx([float(row[name]) for row in written], rel=1e-6)
+    health = {name: float(written[-1][f"transport/{name}"]) for name in HEALTH}
+    assert health["row_error"] < 1e-5 and health["dead_rows"] == 0.0 and health["epsilon"] > 0.0  # semi-relaxed rows are exact
+    assert 0.0 < health["support"] <= 1.0 and health["effective_chunks"] >= 1.0 and 0.0 <= health["entropy"] <= 1.0
+    assert health["column_error"] > 0.0 and all(float(written[-1][f"{side}/gradient"]) > 0.0 for side in ("policy", "critic"))
 
 
 @pytest.mark.parametrize("name", ["otpr", "idql", "dipo"])

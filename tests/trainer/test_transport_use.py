@@ -111,15 +111,36 @@ def test_resampling_of_one_candidate_is_that_candidate_and_its_scale_does_not_ma
     assert draws[0][0].shape == (4, 5, 7) and draws[0][1].shape == (4, 5)
 
 
+@pytest.mark.parametrize("constant", [-0.6, 0.0, 1.5, 10.0])
+@pytest.mark.parametrize("epsilon", [0.05, 5.0])
+def test_a_constant_in_the_potential_of_states_moves_the_threshold_and_nothing_else(constant, epsilon):
+    """Drawn are actions whose cost lies below u + v, each as often as by how much, whatever epsilon (P15)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        potentials = transport.Potentials(3, 2, width=8).double()
+    states, actions, cost = normal(4, 3), normal(6, 2, seed=1), normal(4, 6, seed=2)
+    below = (potentials.u(states) + potentials.v(actions).T - cost).detach()
+    with torch.no_grad():
+        potentials.u[-1].bias += constant
+    h = potentials.compatibility(states, actions, cost, epsilon)
+    drawn, dead = transport.resample(h, 200_000, torch.Generator().manual_seed(3))
+    frequency = torch.stack([torch.bincount(row, minlength=6) for row in drawn]) / 200_000
+    margin = (below + constant).clamp(min=0.0)
+    expected = torch.where(dead[:, None], 1 / 6, margin / margin.sum(1, keepdim=True))
+    assert (expected == 0).any() == (constant < 10.0) and (frequency[expected == 0] == 0).all()
+    assert float((frequency - expected).abs().max()) < 5e-3
+    assert dead.tolist() == (margin.sum(1) == 0).tolist()
+
+
 def test_the_mean_over_resampled_actions_is_the_weighted_mean():
-    """Training on one drawn action per state is unbiased for the loss weighted by h."""
+    """Training on one drawn action per state is unbiased for the loss weighted by h, within 3 standard errors."""
     plan = transport.semi_relaxed(normal(8, 40), 0.02)
     loss = normal(8, 40, seed=1)
     drawn, _ = transport.resample(plan.compatibility, 20_000, torch.Generator().manual_seed(2))
     values = loss.gather(1, drawn)
     weight = plan.compatibility / plan.compatibility.sum(1, keepdim=True)
     deviation = values.mean(1) - (weight * loss).sum(1)
-    assert (deviation.abs() <= 3.5 * values.std(1) / math.sqrt(20_000) + 1e-12).all()
+    assert (deviation.abs() <= 3 * values.std(1) / math.sqrt(20_000) + 1e-12).all()
 
 
 def guide(points=(5, 7), keys=6, seed=0, temperature=0.1):
@@ -160,3 +181,61 @@ def test_the_guiding_score_knows_no_sides_and_no_order_of_keypoints():
     assert torch.allclose(transport.guiding_score(states, actions, key_states[order], key_actions[order], temperature), score, atol=1e-12)
     with pytest.raises(TransportError, match="temperature"):
         transport.guiding_score(states, actions, key_states, key_actions, 0.0)
+
+
+# On a GPU
+
+
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+
+
+def assert_same_on_cuda(function, *tensors):
+    """What the function makes of tensors on the GPU stays there and is what it makes of them on the CPU, to 1e-9."""
+    for ours, theirs in zip(function(*tensors), function(*(tensor.to("cuda") for tensor in tensors)), strict=True):
+        assert theirs.device.type == "cuda"
+        torch.testing.assert_close(theirs.cpu(), ours, rtol=0, atol=1e-9)
+
+
+@on_cuda
+@pytest.mark.parametrize("shape", [(12, 12), (9, 30), (30, 9), (4, 12, 20)], ids=str)
+def test_plans_on_a_gpu_are_those_of_the_cpu(shape):
+    """Single and batched; masked; with an epsilon for each problem; and the epsilons of a wanted support."""
+    cost, share = normal(*shape), 1.0 / 5.0
+    mask = transport.keypoint_mask(12, 12, [(0, 3), (4, 1)])
+
+    def exact(cost, epsilon=0.3, **more):
+        plan = transport.balanced(cost, epsilon, tolerance=1e-11, **more)
+        return plan.compatibility, plan.u[..., :, None] + plan.v[..., None, :]
+
+    def relaxed(cost):
+        plan = transport.semi_relaxed(cost, 0.02)
+        return plan.compatibility, plan.u, plan.row_error, plan.column_error
+
+    assert_same_on_cuda(exact, cost)
+    assert_same_on_cuda(relaxed, cost)
+    for kind in Kind:
+        assert_same_on_cuda(lambda cost, kind=kind: (transport.epsilon_for_support(cost, share, kind),), cost)
+    if shape == (12, 12):
+        assert_same_on_cuda(lambda cost, mask: exact(cost, mask=mask), cost, mask)
+    if len(shape) == 3:
+        assert_same_on_cuda(exact, cost, torch.linspace(0.1, 1.0, len(cost), dtype=torch.float64))
+
+
+@on_cuda
+@pytest.mark.parametrize("temperature", [0.1, 10.0])
+def test_the_guiding_score_on_a_gpu_is_that_of_the_cpu(temperature):
+    assert_same_on_cuda(lambda *points: (transport.guiding_score(*points, temperature),), *guide()[:4])
+
+
+@on_cuda
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["single", "batched"])
+def test_resampling_on_a_gpu_draws_by_the_same_shares(batch):
+    """Its random numbers are others; rows that leave no choice and dead rows are the same."""
+    h = torch.tensor([[0.0, 1.0, 3.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64).expand(*batch, 3, 3)
+    drawn, dead = transport.resample(h.to("cuda"), 100_000, torch.Generator("cuda").manual_seed(0))
+    assert drawn.device.type == dead.device.type == "cuda" and drawn.shape == (*batch, 3, 100_000)
+    assert torch.equal(dead.cpu(), transport.resample(h, 1)[1])
+    assert (drawn[..., 1, :] == 1).all()
+    expected = torch.tensor([[0.0, 0.25, 0.75], [0.0, 1.0, 0.0], [1 / 3] * 3], dtype=torch.float64)
+    shares = torch.stack([(drawn == column).double().mean(-1).cpu() for column in range(3)], dim=-1)
+    assert float((shares - expected).abs().max()) < 0.01 and (shares[..., 0, 0] == 0).all()

@@ -45,7 +45,7 @@ class Potentials(nn.Module):
             epsilon: > 0.
             mask: of :func:`otpr_trainer.transport.keypoint_mask`, (n, m).
         """
-        u, v = self.u(states), self.v(actions)
+        u, v = self.u(states.detach()), self.v(actions.detach())
         overlap = torch.relu(u + v.T - cost.detach())
         if mask is not None:
             overlap = overlap * mask
