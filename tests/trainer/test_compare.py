@@ -85,6 +85,7 @@ def test_the_report_holds_every_seed_and_the_paired_differences(folder, capsys):
     assert all(job["done"] and job["command"].startswith("otpr ") and job["seconds"] > 0 for job in whole["jobs"])
     text = (folder / "out/report.md").read_text()
     assert "| otpr | best of 8 | 0.750 [" in text and "| 0.75, 0.75 | 100 | 10 s | +0.500 [" in text
+    assert "## All seeds" in text and "Interquartile mean" in text and "better than filtered_bc" in text
     assert str(folder) not in text + (folder / "out/report.json").read_text()
     assert (folder / "out/curves.png").read_bytes().startswith(b"\x89PNG")
 

@@ -2,9 +2,11 @@
 """Plans of comparisons: what is shipped is valid, what is wrong is said with what would be valid, and what commands follow."""
 
 import argparse
+import importlib
 import re
 from types import SimpleNamespace
 
+import point_tuning
 import pytest
 
 from otpr_policy.cli import installed_commands
@@ -100,6 +102,9 @@ MISTAKES = {
     "width: 16": [("width: 16.5", "setting width must be a int, got 16.5"), ("with: 16", "unknown setting 'with'; known: .*width")],
     "algorithm: filtered_bc}": [
         ("algorithm: bc, settings: {steps: 9}}", "method filtered_bc: unknown setting 'steps'; known: .*iterations")
+    ],
+    "algorithm: filtered_bc": [
+        ("candidates: [1, 8], algorithm: filtered_bc", "filtered_bc has candidates .*1, 8.*, but filtered_bc trains no critic to choose")
     ],
     "name: filtered_bc": [("name: otpr", "'otpr' cannot be a name; each must be different"), ("name: demos", "not demos or bc")],
     "pool: near": [
@@ -203,3 +208,14 @@ def test_every_command_of_the_shipped_plans_is_one_that_otpr_takes(tmp_path, beg
                 parser = parsers[tuple(words[:size])] = argparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
                 commands[tuple(words[:size])].load().add_arguments(parser)
             assert parsers[tuple(words[:size])].parse_args(words[size:]).workers == 1
+
+
+@pytest.mark.parametrize("name", sorted(point_tuning.SETTINGS))
+def test_who_says_that_its_critic_chooses_has_one_in_its_checkpoints(monkeypatch, name):
+    point_tuning.play_here(monkeypatch)
+    module = importlib.import_module(f"otpr_trainer.algorithms.{name}")
+    learner = module.Learner(module.Config(**point_tuning.SETTINGS[name]), point_tuning.setup())
+    try:
+        assert plans.chooses(name) == (learner.critic_config is not None)
+    finally:
+        learner.close()

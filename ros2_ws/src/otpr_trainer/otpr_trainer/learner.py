@@ -99,6 +99,7 @@ class Algorithm(Protocol):
 
     One that starts from nothing and whose policies are no diffusions also has ``SAMPLER``, the sampler that comparisons judge them with.
     One that learns from ``--corrections`` says so with ``CORRECTIONS = True``.
+    One that trains a critic which can choose among chunks (``critic_config``) says so with ``CHOOSES = True``.
     One whose policies act with a chain of their own (``PolicyConfig.own_chain``) says so with ``OWN_CHAIN = True``.
     """
 

@@ -22,6 +22,7 @@ from otpr_trainer.learner import Setup
 
 NAME = "dipo"
 NEEDS_INIT = True
+CHOOSES = True
 VARIANTS: dict[str, dict[str, Any]] = {"paper": {**PAPER, "action_steps": 20, "action_learning_rate": 0.03}}
 
 

@@ -17,6 +17,7 @@ from otpr_trainer.finetune_td import PAPER, TDFineTuner, TDSettings
 
 NAME = "dql"
 NEEDS_INIT = True
+CHOOSES = True
 VARIANTS = {"paper": PAPER}
 
 

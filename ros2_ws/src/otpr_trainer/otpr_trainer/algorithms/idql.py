@@ -19,6 +19,7 @@ from otpr_trainer.learner import Setup
 
 NAME = "idql"
 NEEDS_INIT = True
+CHOOSES = True
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from otpr_trainer.selection import CriticConfig
 
 NAME = "otpr"
 NEEDS_INIT = True
+CHOOSES = True
 CORRECTIONS = True
 GUIDING_TEMPERATURE = 0.1  # the released code's
 BACKUP_CANDIDATES = 2  # of those cached in the next state, over which a target averages; more cost time and hardly change the mean

@@ -22,6 +22,7 @@ from otpr_trainer.finetune_td import TDFineTuner, TDSettings
 
 NAME = "qvpo"
 NEEDS_INIT = True
+CHOOSES = True
 VARIANTS: dict[str, dict[str, Any]] = {"paper": {"observed_returns": False, "selection_start": 0, "states": 256, "samples": 64}}
 LEAST_ENTROPY = 0.1  # of the entropy weight, that is left at the end of the budget; the code's
 

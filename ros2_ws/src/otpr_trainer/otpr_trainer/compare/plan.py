@@ -130,6 +130,11 @@ def sampler(plan: Plan, method: MethodPlan) -> str:
     return str(getattr(_installed(whose, "method"), "SAMPLER", DEFAULT_SAMPLER))
 
 
+def chooses(algorithm: str) -> bool:
+    """Whether an algorithm trains a critic that can choose among several chunks of its policies."""
+    return bool(getattr(_installed(algorithm, "method"), "CHOOSES", False))
+
+
 def own_chain(algorithm: str) -> bool:
     """Whether an algorithm's policies act with a chain of their own, so that there is none to choose for them."""
     return bool(getattr(_installed(algorithm, "method"), "OWN_CHAIN", False))
@@ -153,6 +158,10 @@ def _check(plan: Plan, where: str) -> None:
     for method in plan.methods:
         if not method.candidates or len(set(method.candidates)) < len(method.candidates) or min(method.candidates) < 1:
             raise PlanError(f"{where}: candidates of {method.name} must be different whole numbers from 1, got {list(method.candidates)}")
+        if max(method.candidates) > 1 and not chooses(method.algorithm):
+            raise PlanError(
+                f"{where}: {method.name} has candidates {list(method.candidates)}, but {method.algorithm} trains no critic to choose"
+            )
     names = [method.name for method in plan.methods]
     if plan.control and plan.control not in names:
         raise PlanError(f"{where}.control: {unknown('method', plan.control, names)}")

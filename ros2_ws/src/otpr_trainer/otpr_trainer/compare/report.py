@@ -97,9 +97,9 @@ def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pic
             "Training time: wall clock, mean over seeds."
         )
     ]
-    if len(plan.tasks) > 1 and totals:
+    if len(plan.tasks) * len(plan.seeds) > 1 and totals:  # of a single run they would say what the table says
         blocks += [
-            Heading("All tasks"),
+            Heading("All tasks" if len(plan.tasks) > 1 else "All seeds"),
             _overall_table(plan, totals),
             Text(
                 "Interquartile mean of the success of runs, and the probability that a run is better than one of the other method on a "
