@@ -231,6 +231,43 @@ def test_a_switch_that_is_let_go_in_the_tick_that_came_too_late_makes_no_ready_o
         engaged(bench)
 
 
+def test_a_tick_that_came_too_late_decides_nothing(make_bench: Callable[..., Any]) -> None:
+    """What would not be sent is not counted or recorded as a command either."""
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    guard, beat = bench.policy._guard, bench.policy._guard.beat
+    before: list[int] = []
+
+    def late(control: Any) -> None:
+        beat(control)
+        if control.state is State.ENGAGED and not before:
+            before.append(control.counters.commands)
+            guard.permit.revoke("watchdog: late")
+
+    with Streams(bench):
+        engaged(bench)
+        guard.beat = late
+        bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
+        assert bench.policy._control.counters.commands == before[0]
+
+
+def test_disengaging_as_the_watchdog_speaks_leads_to_the_stop(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    disengage = bench.policy._control.disengage
+
+    def hear_and_disengage(*arguments: Any) -> None:
+        bench.policy._guard.permit.revoke("watchdog: just now")
+        disengage(*arguments)
+
+    with Streams(bench):
+        engaged(bench)
+        bench.policy._control.disengage = hear_and_disengage
+        assert bench.call(SetBool, "/policy_node/engage", SetBool.Request(data=False)).message == "STOPPED"
+        assert bench.policy._control.reason == "watchdog: just now"
+        bench.policy._control.disengage = disengage
+
+
 def test_engaging_as_the_watchdog_speaks_is_answered_with_the_stop(make_bench: Callable[..., Any]) -> None:
     bench = make_bench(pacing="clock")
     ready(bench)
