@@ -59,7 +59,15 @@ class Guard:
             keep(node.create_subscription(kind, self._switch.topic, self._on_switch, SWITCH_QOS))
         keep(node.create_timer(_RIVALS_PERIOD_S, self._look_for_rivals))
 
-    def start(self, period_s: float, control: ControlLoop, fresh: Callable[[], bool], publishers: Sequence[Any], tell: Tell) -> None:
+    def start(
+        self,
+        period_s: float,
+        control: ControlLoop,
+        fresh: Callable[[], bool],
+        publishers: Sequence[Any],
+        tell: Tell,
+        on_thread_start: Callable[[], None] = lambda: None,
+    ) -> None:
         """Starts the watchdog's thread, which only reads what it is given.
 
         Args:
@@ -68,11 +76,12 @@ class Guard:
             fresh: whether there is an observation that a tick could use now.
             publishers: of the command topics, whose liveliness is asserted.
             tell: makes it known why the permission was taken away. Must not wait for a lock.
+            on_thread_start: called in the thread first, such as to ask for a priority.
         """
         self._watchdog = Watchdog(period_s, time.monotonic())
         self._closed.clear()
-        watch = partial(self._run, self._watchdog, control, fresh, publishers, tell)
-        self._thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+        look = partial(self._look, self._watchdog, control, fresh, publishers, tell)
+        self._thread = threading.Thread(target=self._run, args=(look, on_thread_start), name="watchdog", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -100,10 +109,11 @@ class Guard:
             return rivals
         return None if self._watchdog is None else self._watchdog.problem(time.monotonic())
 
-    def _run(self, watchdog: Watchdog, control: ControlLoop, fresh: Callable[[], bool], publishers: Sequence[Any], tell: Tell) -> None:
+    def _run(self, look: Callable[[], None], on_thread_start: Callable[[], None]) -> None:
+        on_thread_start()
         while not self._closed.wait(_CYCLE_S):
             try:
-                self._look(watchdog, control, fresh, publishers, tell)
+                look()
             except Exception as error:  # a watchdog that ended without a word would be taken for one that finds nothing
                 self.permit.revoke(f"internal error of the watchdog: {error!r}")
                 self._node.get_logger().error(f"the watchdog failed, and stops the robot:\n{traceback.format_exc()}")

@@ -101,7 +101,8 @@ class PolicyNode(LifecycleNode):
             self._slot.resume()
         self._disengage("not engaged")
         if self._pacing is Pacing.CLOCK and self._outlet.publishers:  # in lockstep the world waits for us, however long we take
-            self._guard.start(self._actors.period_s, self._control, self._is_fresh, self._outlet.publishers, self._tell_stopped)
+            tell, enter = self._tell_stopped, partial(self.scheduler.enter, Role.WATCHDOG)
+            self._guard.start(self._actors.period_s, self._control, self._is_fresh, self._outlet.publishers, tell, enter)
         self._thread = ControlThread(
             self._tick if self._flight is None else self._flight.around(self._tick),
             pacing=self._pacing,
