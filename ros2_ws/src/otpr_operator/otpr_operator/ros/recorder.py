@@ -95,6 +95,8 @@ class RecorderNode(Node):
         self._session.close()
         if name:
             self.get_logger().info(f"recorded {name}: {', '.join(f'{topic} {count}' for topic, count in counts.items())}")
+            if self._session.problems:  # nobody reviewed it
+                self._tell(f"{name}: {'; '.join(self._session.problems)}")
 
     def _advertise(self) -> None:
         self._status_publisher = self.create_publisher(String, "~/status", LATCHED_QOS)
