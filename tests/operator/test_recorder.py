@@ -115,11 +115,19 @@ def wait_for_file(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
         time.sleep(0.05)
 
 
-def test_an_unattended_recorder_completes_its_episode_when_it_is_interrupted(tmp_path: Path, start_recorder: Any) -> None:
-    process = start_recorder(autostart=True)
+def test_an_unattended_recorder_completes_its_episode_when_it_is_interrupted_and_says_what_the_checks_found(
+    tmp_path: Path, start_recorder: Any, operator: Operator
+) -> None:
+    states = operator.node.create_publisher(String, "/policy_node/state", LATCHED_QOS)
+    states.publish(String(data="HOLD: the device is gone"))
+    process = start_recorder(autostart=True, stderr=subprocess.PIPE)
     wait_for_file(tmp_path, process)
+    operator.wait_for(lambda: operator.status.get("received", {}).get("/policy_node/state"), "the state to be recorded")
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert b"HOLD after " in said and b" s: the device is gone" in said
+    assert b"/joint_states never came" in said
     (directory,) = tmp_path.iterdir()
     with Reader(directory) as reader:
         assert "/policy_node/artifact" in reader.topics

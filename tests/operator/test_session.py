@@ -27,6 +27,7 @@ TOPICS = {
     "/target_pose": RecordedTopic(messages.POSE),
     "/gripper_controller/commands": RecordedTopic(messages.ARRAY),
     "/policy_node/artifact": RecordedTopic(messages.TEXT, latched=True),
+    "/policy_node/state": RecordedTopic(messages.TEXT, latched=True),
 }
 FINGERS = {"panda_finger_joint1": 0.01, "panda_finger_joint2": 0.02}
 PERIOD_S = 0.01
@@ -195,6 +196,46 @@ def test_a_fault_is_named_before_saving_and_saving_again_keeps_it_marked(
     assert finding in reply.text
     assert robot.act(Action.SAVE).done
     assert any(finding in problem for problem in read_recording(tmp_path / "episodes/episode_0000").report["all_problems"])
+
+
+def test_holds_and_stops_are_named_with_time_and_first_reason_and_nothing_else_is(robot: Robot, tmp_path: Path) -> None:
+    """Each hold lasts to the next state, whatever its reason changes to. Waiting for the first chunk of an engagement is none."""
+    told = ("READY: not engaged", "HOLD: waiting for the first chunk", "ENGAGED", "HOLD: the device is gone: unplugged")
+    robot.act(Action.START)
+    for state in (*told, "HOLD: the device is gone: still", "ENGAGED", "HOLD: ee_position is old", "STOPPED: ee_position is old"):
+        robot.send("/policy_node/state", messages.text(state))
+        robot.run(0.2)
+    robot.send("/policy_node/state", messages.text("READY: not engaged"))
+    robot.run(0.1)
+    reply = robot.act(Action.SUCCESS)
+    expected = [
+        "HOLD after 0.60 s for 0.40 s: the device is gone: unplugged",
+        "HOLD after 1.20 s for 0.20 s: ee_position is old",
+        "STOPPED after 1.40 s for 0.20 s: ee_position is old",
+    ]
+    assert list(robot.session.problems) == expected
+    assert f"success; {expected[0]}; " in reply.text
+    assert robot.act(Action.SAVE).done
+    recording = read_recording(tmp_path / "episodes/episode_0000")
+    assert recording.report["all_problems"] == expected
+    assert recording.verdict is Verdict.SUCCESS
+
+
+def test_a_robot_that_was_stopped_before_and_holds_again_and_again_fills_no_page(robot: Robot) -> None:
+    robot.send("/policy_node/state", messages.text("STOPPED: watchdog"))
+    robot.act(Action.START)
+    robot.run(0.1)
+    for _ in range(9):
+        robot.send("/policy_node/state", messages.text("HOLD: late"))
+        robot.run(0.05)
+        robot.send("/policy_node/state", messages.text("ENGAGED"))
+        robot.run(0.05)
+    robot.send("/policy_node/state", messages.text("HOLD: late"))
+    robot.run(0.1)
+    robot.act(Action.SUCCESS)
+    first, *rest, last = robot.session.problems
+    assert (first, last) == ("STOPPED after 0.00 s for 0.10 s: watchdog", "and 6 more of HOLD and STOPPED")
+    assert len(rest) == 4
 
 
 def test_a_topic_that_falls_silent_is_told_once_and_again_after_it_came_back(robot: Robot) -> None:

@@ -140,6 +140,23 @@ def test_a_stream_that_is_old_reordered_or_from_the_future_is_no_command() -> No
     assert stream.newest(10**9) == Missing("the operator's device is gone: gamepad: unplugged")
 
 
+def test_of_two_devices_neither_counts_and_what_came_before_the_end_is_not_followed() -> None:
+    """Nor does the one's word that all is well, or that it is gone, stand for the other afterwards. The grip stays."""
+    operator, zero = Operator(), np.zeros(3)
+    stream = operator.stream
+    stream.push_gripper(0.02)
+    assert vector(operator.act(linear=(0.1, 0, 0)))[6] == 0.02
+    assert stream.contest("2 devices publish")
+    assert not stream.contest("3 devices publish")
+    assert stream.push(operator.now_ns, zero, zero, operator.now_ns) is None
+    stream.push_gripper(0.04)
+    stream.report_device("gone")
+    assert stream.newest(operator.now_ns) == Missing("3 devices publish")
+    assert stream.contest("")
+    assert stream.newest(operator.now_ns) == Missing("no operator: no teleop device sends")
+    assert vector(operator.act())[6] == 0.02
+
+
 def test_a_robot_without_the_section_is_not_teleoperated() -> None:
     with pytest.raises(ContractError, match="has no section 'teleop'"):
         teleop_source(replace(CONTRACT, teleop=None), OperatorStream(0.2))

@@ -119,7 +119,33 @@ def test_two_switches_are_none(make_bench: Callable[..., Any], tmp_path: Path) -
     for _ in range(2):
         bench.robot.node.create_publisher(Bool, "/dead_man", 1)
     bench.wait_for(lambda: bench.policy.count_publishers("/dead_man") == 2, "both")
-    assert engage(bench).message == "2 nodes publish the dead-man switch on /dead_man; there must be one"
+    names = "/fake_robot, /fake_robot"
+    bench.wait_for(lambda: names in engage(bench).message, "both names")
+    assert engage(bench).message == f"2 nodes publish the dead-man switch on /dead_man: {names}; there must be one"
+
+
+def test_a_second_switch_stops_a_robot_that_is_engaged_though_it_keeps_saying_pressed(
+    make_bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Somebody plays a recording of a pressed switch. The person lets go, and most of what arrives still says pressed."""
+    bench = make_bench(robot=contracts.write(tmp_path / "dead_man.yaml", dead_man=JOY))
+    ready(bench)
+    switch = bench.robot.node.create_publisher(Joy, "/joy", 1)
+    bench.wait_for(lambda: switch.get_subscription_count() == 1, "the node to listen")
+    player = Node("player", namespace="/lab")
+    with Streams(bench) as streams:
+        streams.extra = lambda: switch.publish(Joy(buttons=[0, 1]))
+        engaged(bench)
+        other = player.create_publisher(Joy, "/joy", 1)
+        bench.wait_for(lambda: other.get_subscription_count() == 1, "the node to listen to both")
+        streams.extra = lambda: other.publish(Joy(buttons=[0, 1]))  # nobody holds the switch that a person has
+        bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
+        reason = bench.policy._control.reason
+        assert reason.startswith("2 nodes publish the dead-man switch on /joy: ")
+        assert "/lab/player" in reason and "/fake_robot" in reason
+        bench.call(Trigger, "/policy_node/reset", Trigger.Request())
+        assert "there must be one" in engage(bench).message
+    player.destroy_node()
 
 
 def test_a_control_thread_that_hangs_loses_its_permission_while_it_hangs_and_sends_nothing_afterwards(
@@ -157,6 +183,177 @@ def test_a_control_thread_that_hangs_loses_its_permission_while_it_hangs_and_sen
         assert len(bench.robot.poses) == sent
         assert "call reset first" in engage(bench).message
         engaged(bench)
+
+
+def test_what_the_watchdog_stopped_is_left_by_a_reset_only(make_bench: Callable[..., Any]) -> None:
+    """Disengaging right after, while the control thread still hangs, makes no READY of it, and engaging is refused until a reset."""
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    go_on = threading.Event()
+    beat = bench.policy._guard.beat
+    with Streams(bench):
+        engaged(bench)
+        bench.policy._guard.beat = lambda control: go_on.wait(20)  # before the loop's lock: services are answered
+        bench.wait_for(lambda: bench.policy._guard.permit.revoked, "the watchdog")
+        answer = bench.call(SetBool, "/policy_node/engage", SetBool.Request(data=False))
+        assert (answer.success, answer.message) == (True, "STOPPED")
+        assert state(bench) is State.STOPPED and "has not ticked" in bench.policy._control.reason
+        bench.policy._guard.beat = beat
+        go_on.set()
+        bench.wait_for(lambda: "call reset first" in engage(bench).message, "the refusal")
+        assert state(bench) is State.STOPPED
+        bench.policy.trigger_deactivate()
+        bench.policy.trigger_activate()
+        assert state(bench) is State.STOPPED
+        engaged(bench)
+
+
+def test_a_switch_that_is_let_go_in_the_tick_that_came_too_late_makes_no_ready_of_a_stop(
+    make_bench: Callable[..., Any], tmp_path: Path
+) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    guard, beat = bench.policy._guard, bench.policy._guard.beat
+
+    def late(control: Any) -> None:
+        if control.state is State.ENGAGED:
+            guard.permit.revoke("watchdog: late")
+            guard.released = lambda: "the dead-man switch is released"
+            guard.beat = beat
+
+    with Streams(bench):
+        engaged(bench)
+        guard.beat = late
+        bench.wait_for(lambda: state(bench) is not State.ENGAGED, "the end of the motion")
+        assert (state(bench), bench.policy._control.reason) == (State.STOPPED, "watchdog: late")
+        bench.wait_for(lambda: list((tmp_path / "flights").glob("*.mcap")), "the flight")
+        del guard.released
+        engaged(bench)
+
+
+def test_a_tick_that_came_too_late_decides_nothing(make_bench: Callable[..., Any]) -> None:
+    """What would not be sent is not counted or recorded as a command either."""
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    guard, beat = bench.policy._guard, bench.policy._guard.beat
+    before: list[int] = []
+
+    def late(control: Any) -> None:
+        beat(control)
+        if control.state is State.ENGAGED and not before:
+            before.append(control.counters.commands)
+            guard.permit.revoke("watchdog: late")
+
+    with Streams(bench):
+        engaged(bench)
+        guard.beat = late
+        bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
+        assert bench.policy._control.counters.commands == before[0]
+
+
+def test_disengaging_as_the_watchdog_speaks_leads_to_the_stop(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    disengage = bench.policy._control.disengage
+
+    def hear_and_disengage(*arguments: Any) -> None:
+        bench.policy._guard.permit.revoke("watchdog: just now")
+        disengage(*arguments)
+
+    with Streams(bench):
+        engaged(bench)
+        bench.policy._control.disengage = hear_and_disengage
+        assert bench.call(SetBool, "/policy_node/engage", SetBool.Request(data=False)).message == "STOPPED"
+        assert bench.policy._control.reason == "watchdog: just now"
+        bench.policy._control.disengage = disengage
+
+
+def test_engaging_as_the_watchdog_speaks_is_answered_with_the_stop(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    engage_loop = bench.policy._control.engage
+
+    def engage_and_hear(*arguments: Any) -> Any:
+        refused = engage_loop(*arguments)
+        bench.policy._guard.permit.revoke("watchdog: just now")
+        return refused
+
+    with Streams(bench):
+        engaged(bench)
+        bench.call(SetBool, "/policy_node/engage", SetBool.Request(data=False))
+        bench.policy._control.engage = engage_and_hear
+        answer = engage(bench)
+        bench.policy._control.engage = engage_loop
+        assert (answer.success, answer.message) == (False, "stopped: watchdog: just now; call reset first")
+        assert state(bench) is State.STOPPED
+        answer = engage(bench)
+        assert (answer.success, answer.message) == (False, "stopped: watchdog: just now; call reset first")
+
+
+def test_a_hand_over_that_takes_too_long_between_gripper_and_pose_does_not_send_the_pose(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    publisher = bench.policy._outlet._gripper
+    publish = publisher.publish
+    hung = threading.Event()
+
+    def hang(message: Any) -> None:
+        publish(message)
+        if not hung.is_set():
+            hung.set()
+            bench.wait_for(lambda: bench.policy._guard.permit.revoked, "the watchdog")
+
+    with Streams(bench):
+        engaged(bench)
+        publisher.publish = hang
+        assert hung.wait(5)
+        sent = len(bench.robot.poses)
+        bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
+        time.sleep(0.2)
+        assert len(bench.robot.poses) == sent
+        publisher.publish = publish
+
+
+def test_a_watchdog_that_fails_stops_the_robot_and_goes_on(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    pose = bench.policy._outlet._pose
+
+    def fail() -> None:
+        raise RuntimeError("the context is gone")
+
+    with Streams(bench):
+        engaged(bench)
+        pose.assert_liveliness = fail
+        bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
+        assert bench.policy._control.reason == "internal error of the watchdog: RuntimeError('the context is gone')"
+        assert bench.policy._guard._thread.is_alive()
+        del pose.assert_liveliness
+        engaged(bench)
+
+
+def test_a_stop_that_cannot_be_told_ends_no_watchdog(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    go_on = threading.Event()
+    asked: list[str] = []
+
+    def fail(reason: str) -> None:
+        asked.append(reason)
+        raise RuntimeError("not now")
+
+    bench.policy._state_topic.tell_stopped = fail
+    beat = bench.policy._guard.beat
+    with Streams(bench):
+        engaged(bench)
+        bench.policy._guard.beat = lambda control: go_on.wait(20)
+        bench.wait_for(lambda: asked, "the watchdog")
+        time.sleep(0.1)
+        assert bench.policy._guard._thread.is_alive()
+        assert len(asked) == 1
+        bench.policy._guard.beat = beat
+        go_on.set()
+        bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
 
 
 def test_a_second_commander_stops_a_robot_that_is_engaged_and_is_named(make_bench: Callable[..., Any]) -> None:

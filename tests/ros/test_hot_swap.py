@@ -23,6 +23,7 @@ from otpr_policy.commands.load import COMMAND
 from otpr_policy.control import State
 from otpr_policy.errors import ArtifactError, OtprError
 from otpr_policy.loading import LoadedPolicy
+from otpr_policy.realtime import Role
 from otpr_policy.ros import service_call
 from otpr_policy.ros.messages import LATCHED_QOS
 
@@ -133,6 +134,18 @@ def test_the_flight_recorder_knows_a_policys_file_before_it_is_asked(make_bench:
 
     slot.swap(tiny_policy.write(tmp_path / "other.onnx", OTHER), control, node._buffer, node._lock, node._data_time_ns, announce)
     assert asked == [False] and control.executor.asked is slot.running.worker
+
+
+def test_loading_keeps_the_ordinary_priority_and_only_the_lanes_ask_for_theirs(make_bench: Callable[..., Any], tmp_path: Path) -> None:
+    """Loading takes a core for a second; at a real-time priority that core would be a driver's."""
+    bench = make_bench(pacing="clock")
+    asked: list[tuple[str, Role]] = []
+    bench.policy.scheduler.enter = lambda role: asked.append((threading.current_thread().name, role))
+    assert bench.policy.trigger_configure() is SUCCESS
+    asked.clear()
+    answer = load(bench, tiny_policy.write(tmp_path / "other.onnx", OTHER))
+    assert answer.success, answer.message
+    assert asked == [("otpr-inference-0", Role.INFERENCE)]
 
 
 def test_no_thread_of_a_replaced_or_refused_policy_stays(make_bench: Callable[..., Any], tmp_path: Path) -> None:

@@ -48,11 +48,13 @@ def test_a_denied_priority_is_a_warning_that_a_monitor_sees(make_bench: Callable
 
 
 @pytest.mark.skipif(not realtime.may_lock_memory(), reason="real-time scheduling is not permitted to this user")
-def test_the_control_thread_has_its_priority_and_the_executor_keeps_its_own(make_bench: Callable[..., Any]) -> None:
+def test_control_thread_and_watchdog_have_their_priorities_and_the_executor_keeps_its_own(make_bench: Callable[..., Any]) -> None:
     bench = make_bench(pacing="clock", realtime=True, realtime_priority=10)
     _activate(bench)
     control = bench.policy._thread._thread
     bench.wait_for(lambda: os.sched_getparam(control.native_id).sched_priority == 9, "the priority")
+    watchdog = bench.policy._guard._thread
+    bench.wait_for(lambda: os.sched_getparam(watchdog.native_id).sched_priority == 10, "the watchdog's priority")
     assert os.sched_getscheduler(bench._thread.native_id) == os.SCHED_OTHER
     status = _diagnosis(bench)
     assert status.level == DiagnosticStatus.OK

@@ -15,6 +15,7 @@ import tiny_policy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
@@ -25,7 +26,9 @@ from otpr_policy.command import CartesianTarget
 from otpr_policy.control import State
 from otpr_policy.errors import OutputError
 from otpr_policy.rate import TargetLimiter
+from otpr_policy.ros import node as node_module
 from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, encode_gripper, encode_pose, ns_to_stamp, pose_position, stamp_to_ns
+from otpr_policy.ros.outlet import CommandOutlet
 
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 pytestmark = pytest.mark.ros
@@ -45,6 +48,11 @@ class Hand:
         node.create_subscription(String, "/policy_node/commander", lambda m: self.labels.append(json.loads(m.data)), 20)
         node.create_subscription(String, "/policy_node/state", lambda m: self.states.append(m.data), LATCHED_QOS)
         bench.wait_for(lambda: node.count_subscribers("/policy_node/operator/twist"), "the node to listen")
+
+    def vanish(self) -> None:
+        """As a killed process, once the others have noticed."""
+        for publisher in (self._twist, self._device, self._gripper):
+            self.bench.robot.node.destroy_publisher(publisher)
 
     def send(self, linear: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> None:
         message = TwistStamped()
@@ -168,6 +176,7 @@ def test_a_device_that_is_plugged_in_anew_knows_who_has_the_robot_and_can_give_i
     assert call(bench, "takeover", True).success  # by a device whose process is killed
     if moving:
         assert call(bench, "engage", True).success
+    hand.vanish()
     told: list[str] = []
     node = TeleopNode(bench.contract, [Untouched()], node="/policy_node", tell=told.append, show=lambda state: None)
     bench._executor.add_node(node)
@@ -176,7 +185,7 @@ def test_a_device_that_is_plugged_in_anew_knows_who_has_the_robot_and_can_give_i
         until = time.monotonic() + 10.0
         while not condition():
             assert time.monotonic() < until, told
-            hand.stream(0.05)
+            hand.stream(0.05, None)
 
     try:
         stream_until(lambda: not node._alone)
@@ -185,7 +194,7 @@ def test_a_device_that_is_plugged_in_anew_knows_who_has_the_robot_and_can_give_i
         stream_until(lambda: node.commands)
         node.request(Event.GIVE_BACK)
         stream_until(lambda: "give back: policy" in told)
-        hand.stream(0.2)
+        hand.stream(0.2, None)
         assert not node.commands
     finally:
         bench._executor.remove_node(node)
@@ -202,6 +211,37 @@ class Untouched:
 
     def close(self) -> None:
         pass
+
+
+def test_of_two_devices_none_drives_until_one_is_gone(make_bench: Callable[..., Any]) -> None:
+    """Both are told by name. A device that says that all is well does not speak for the other."""
+    bench = make_bench(policy="", mode="teleop")
+    start(bench)
+    hand = Hand(bench)
+    hand.stream(0.3)
+    assert call(bench, "engage", True).success
+    hand.stream(0.3, (0.1, 0.0, 0.0))
+    other = Node("teleop", namespace="/couch")
+    twist = other.create_publisher(TwistStamped, "/policy_node/operator/twist", COMMAND_QOS)
+
+    def stream_until(condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + 10.0
+        while not condition():
+            assert time.monotonic() < until, hand.states
+            hand.stream(0.05, (0.1, 0.0, 0.0))
+
+    stream_until(lambda: "/couch/teleop" in hand.states[-1])
+    assert hand.states[-1].split(": ", 1)[1].startswith("2 devices publish on /policy_node/operator/twist: /couch/teleop, /fake_robot; ")
+    stream_until(lambda: hand.states[-1].startswith("STOPPED: 2 devices"))
+    sent = len(bench.robot.poses)
+    assert bench.call(Trigger, "/policy_node/reset", Trigger.Request()).success
+    hand.stream(0.2)
+    assert "2 devices publish" in call(bench, "engage", True).message
+    assert len(bench.robot.poses) == sent
+    other.destroy_publisher(twist)
+    stream_until(lambda: call(bench, "engage", True).success)
+    stream_until(lambda: len(bench.robot.poses) > sent)
+    other.destroy_node()
 
 
 def test_two_commanders_are_refused_with_an_operator_too(make_bench: Callable[..., Any]) -> None:
@@ -273,8 +313,50 @@ def test_no_thread_stays_when_the_report_cannot_be_written_at_the_end(make_bench
     report.mkdir()  # where the file should go
     with pytest.raises(OutputError, match="cannot write"):
         bench.policy.close()
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("otpr-", "watchdog"))]
+    assert not ours()
     report.rmdir()
+
+
+def test_a_report_that_cannot_be_written_keeps_nobody_from_taking_the_node_down(make_bench: Callable[..., Any], tmp_path: Path) -> None:
+    report = tmp_path / "out" / "shadow.json"
+    bench = make_bench(mode="shadow", report=str(report))
+    for transitions in (("deactivate", "activate", "deactivate", "cleanup"), ("shutdown",)):
+        start(bench)
+        report.mkdir()  # where the file should go
+        for name in transitions:
+            assert getattr(bench.policy, f"trigger_{name}")() is SUCCESS
+        assert "cannot write" in bench.policy.failure
+        assert not ours()
+        assert not bench.policy._entities
+        report.rmdir()
+
+
+@pytest.mark.parametrize("fails", ["control thread", "outlet"])
+def test_an_error_in_a_transition_leaves_no_thread_and_the_node_can_be_configured_again(
+    make_bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no more threads")
+
+    bench = make_bench(pacing="clock")
+    assert bench.policy.trigger_configure() is SUCCESS
+    with monkeypatch.context() as patched:
+        if fails == "control thread":
+            patched.setattr(node_module, "ControlThread", fail)
+            bench.policy.trigger_activate()
+        else:
+            assert bench.policy.trigger_activate() is SUCCESS
+            patched.setattr(CommandOutlet, "close", fail)
+            bench.policy.trigger_deactivate()
+        assert not ours()
+        assert not bench.policy._entities
+    if fails == "control thread":
+        start(bench)
+
+
+def ours() -> list[str]:
+    """Names of the threads that a policy node has."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("otpr-", "watchdog"))]
 
 
 def test_a_stop_in_shadow_saves_no_flight_and_the_comparison_is_of_one_policy(make_bench: Callable[..., Any], tmp_path: Path) -> None:

@@ -60,6 +60,18 @@ def test_every_lifecycle_transition_succeeds_and_can_be_repeated(make_bench: Cal
     assert node._thread is None
 
 
+def test_activating_again_says_not_engaged(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench()
+    start(bench)
+    told: list[str] = []
+    bench.robot.node.create_subscription(String, "/policy_node/state", lambda m: told.append(m.data), LATCHED_QOS)
+    bench.wait_for(lambda: told and told[-1] == "READY: not engaged", "the state")
+    assert bench.policy.trigger_deactivate() is SUCCESS
+    bench.wait_for(lambda: told[-1] == "READY: deactivated", "the state of a node that does not tick")
+    assert bench.policy.trigger_activate() is SUCCESS
+    bench.wait_for(lambda: told[-1] == "READY: not engaged", "the state of one that does")
+
+
 def test_commands_are_the_ones_computed_by_hand(make_bench: Callable[..., Any]) -> None:
     """Two chunks in lockstep: every pose and finger target equals the formula of the tiny policy, with the stamp of its observation."""
     bench = make_bench(pacing="observation")

@@ -2,6 +2,7 @@
 """Recordings as demonstrations: what the live loop sees of the same messages, and refusals by field and time."""
 
 import json
+from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from otpr_policy.source import PolicySource
 from otpr_policy.spec import PolicySpec
 from otpr_sim import registry
 from otpr_sim.experts import expert
+from otpr_trainer.commands.demos_check import CHECK
 from otpr_trainer.data.check import check
 from otpr_trainer.data.demonstrations import load
 from otpr_trainer.data.formats.convert import Format, Request, convert
@@ -35,6 +37,7 @@ TOPICS = {
     "/target_pose": messages.POSE,
     "/gripper_controller/commands": messages.ARRAY,
     "/policy_node/commander": messages.TEXT,
+    "/policy_node/state": messages.TEXT,
 }
 BEGIN_NS = 1_700_000_000 * 10**9
 STATE_NS, LATENCY_NS = 10_000_000, 1_234_567
@@ -226,6 +229,25 @@ def test_another_robot_field_or_unit_is_refused_by_name(tmp_path, played, old, n
     assert old in text
     with pytest.raises(DemonstrationError, match=message):
         read_recordings(record(tmp_path / "one", played[0], contract=text.replace(old, new)))
+
+
+def test_the_check_of_recordings_names_a_hold_and_a_file_that_cannot_be_read(tmp_path, played, capsys):
+    """A device that vanished and came back: the episode is kept, and the check says when the robot held and why."""
+    states = ((0.1, "ENGAGED"), (0.5, "HOLD: the operator's device is gone"), (0.7, "ENGAGED"))
+    told = [Line(BEGIN_NS + round(1e9 * at), "/policy_node/state", messages.text(text)) for at, text in states]
+    record(tmp_path / "all" / "a", played[0])
+    record(tmp_path / "all" / "b", sorted([*played[0], *told], key=lambda line: line.received_ns))
+    (tmp_path / "all" / "c").mkdir()
+    (tmp_path / "all" / "c" / "c.mcap").write_bytes(b"\x89MCAP0\r\n")
+    parser = ArgumentParser()
+    CHECK.add_arguments(parser)
+    assert CHECK.run(parser.parse_args([str(tmp_path / "all")])) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "episode    1  recording   b: HOLD after 0.50 s for 0.20 s: the operator's device is gone"
+    assert lines[1].startswith("episode    2  unreadable  ")
+    assert lines[2:] == ["2 of 3 episodes are bad"]
+    assert CHECK.run(parser.parse_args([str(tmp_path / "all" / "a")])) == 0
+    assert capsys.readouterr().out == "all 1 episodes are fine\n"
 
 
 def test_another_rate_is_refused(tmp_path, played, monkeypatch):

@@ -37,6 +37,8 @@ class State(Enum):
 
 
 MAY_MOVE = (State.ENGAGED, State.HOLD)
+FIRST_CHUNK = "waiting for the first chunk"
+"""Why the robot holds at the beginning of an engagement, which is no fault."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ class ControlLoop:
         """Holds without forgetting: what is under way is an answer to what was seen, and comes late rather than wrong."""
         if gap.expected:
             self._limiter.rest()
-            self._enter(State.HOLD, "waiting for the first chunk")
+            self._enter(State.HOLD, FIRST_CHUNK)
         else:
             self._count_hold("inference is late: no chunk covers this tick")
 

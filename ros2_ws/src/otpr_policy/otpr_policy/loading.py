@@ -158,6 +158,9 @@ class PolicySlot:
     ) -> None:
         """Makes another file take over from the next chunk on. It is verified, warmed up and tried apart; ticks go on meanwhile.
 
+        The calling thread keeps its priority. It should be an ordinary one: loading takes a core for seconds, which on a small computer
+        is a driver's. Only the threads that will infer call ``on_thread_start``.
+
         Args:
             path: policy file.
             control: the loop that runs the old one.
@@ -169,7 +172,6 @@ class PolicySlot:
         Raises:
             OtprError: with the reason why the old policy was kept.
         """
-        self._on_thread_start()
         old, new = self.running, self._open(path)
         try:
             check_replaces(old.spec, new.spec)

@@ -40,6 +40,7 @@ class OperatorStream:
         self._newest: tuple[int, Twist] | None = None
         self._gripper: float | None = None
         self._lost = ""
+        self._contest = ""
 
     def push(self, stamp_ns: int, linear: NDArray[np.float64], angular: NDArray[np.float64], now_ns: int) -> str | None:
         """Takes a twist that arrived at ``now_ns``. Returns None, or why it was refused; the older one then stays."""
@@ -68,6 +69,18 @@ class OperatorStream:
         with self._lock:
             self._lost = problem
 
+    def contest(self, problem: str) -> bool:
+        """Says that several devices send, or with no text that one does. Returns whether that changed.
+
+        What was sent until then counts no more: nobody knows whose it is.
+        """
+        with self._lock:
+            changed = bool(problem) is not bool(self._contest)
+            self._contest = problem
+            if changed:
+                self._newest, self._gripper, self._lost = None, None, ""
+        return changed
+
     def forget_gripper(self) -> None:
         """What was asked of the fingers before the operator had the robot is not asked any more."""
         with self._lock:
@@ -87,6 +100,8 @@ class OperatorStream:
     def newest(self, now_ns: int) -> Twist | Missing:
         """The twist at ``now_ns``, or why there is none."""
         with self._lock:
+            if self._contest:
+                return Missing(self._contest)
             if self._lost:
                 return Missing(f"the operator's device is gone: {self._lost}")
             if self._newest is None:

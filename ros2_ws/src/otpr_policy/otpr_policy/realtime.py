@@ -3,7 +3,8 @@
 
 Every thread asks for itself, when it begins. A thread that waits for the interpreter's lock waits for whoever holds it, so all that run
 Python have SCHED_FIFO: otherwise any busy program could push aside the holder, and with it the control thread. The middleware's own
-threads have it too, or on a busy machine an observation arrives a tenth of a second late. Children keep the ordinary scheduling.
+threads have it too, or on a busy machine an observation arrives a tenth of a second late. Children keep the ordinary scheduling, and so
+does the thread of ~/load: it would take a core for a second or more, and what drives the robot may have no other.
 """
 
 import ctypes

@@ -25,6 +25,7 @@ from otpr_policy.strict_yaml import parse_yaml
 
 LAYOUT_VERSION = "1"
 COMMANDER = "/commander"  # how the topic ends on which a policy node says who sent each command
+STATE = "/state"  # how the topic ends on which a policy node says what the robot may do, and why
 BEGIN = "otpr.recording"  # the first metadata record: layout, robot, contract, ...
 ARTIFACT = "otpr.artifact"  # the identity of the policy that ran, each time that it was told
 END = "otpr.end"  # the last one: verdict, how the recording ended, what the checks found

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a recorded episode is fit for use: losses, rates, gaps and jumps, each by a stated rule.
+"""Whether a recorded episode is fit for use: losses, rates, gaps and jumps, holds and stops, each by a stated rule.
 
 What counts as a gap is the contract's ``max_age_s``: data that comes and goes like that would make the policy hold.
 """
 
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from otpr_policy.contract import RobotContract
+from otpr_policy.control import FIRST_CHUNK, State
 from otpr_policy.errors import RecordingError
-from otpr_policy.recording import Recording, Stamps, TopicLog
+from otpr_policy.recording import STATE, Recording, Stamps, TopicLog
 
+_RESTS_NAMED = 5  # of one episode; a robot that holds more often is described by the first ones
 _SILENT_AT_LEAST_S = 0.5  # a topic that is silent for less at the end has not vanished
 
 
@@ -84,6 +87,9 @@ def check_recording(recording: Recording, limits: CheckLimits | None = None) -> 
     commands = (contract.pose_command.topic, contract.gripper_command.topic)
     if not any(topic in recording.topics and len(recording.topics[topic].messages) for topic in commands):
         problems.append(f"no command was given on {' or '.join(commands)}")
+    for log in recording.topics.values():
+        if log.topic.endswith(STATE) and log.type == "std_msgs/msg/String":
+            problems += _rests(log, begin, end)
     if recording.damage and "no end" not in recording.damage:  # an episode that is still being recorded has none
         problems.append(recording.damage)
     return EpisodeReport((end - begin) / 1e9, tuple(reports), tuple(problems))
@@ -124,6 +130,24 @@ def _check_topic(recording: Recording, log: TopicLog, max_age_s: float | None, e
     if expected - received > limits.lost * expected:
         problems.append(f"lost {expected - received} of {expected} messages")
     return TopicReport(log.topic, received, expected, rate_hz, longest_s, tuple(problems))
+
+
+def _rests(log: TopicLog, begin_ns: int, end_ns: int) -> list[str]:
+    """When a policy node let the robot hold, or stopped it, and why: from its state as it told it. The first reason of each counts."""
+    try:
+        told = [str(message.data).partition(": ") for message in log.decoded()]
+    except RecordingError as error:
+        return [str(error)]
+    times_ns = [*log.received_ns.tolist(), end_ns]
+    spells = groupby(range(len(told)), key=lambda index: told[index][0] if told[index][2] != FIRST_CHUNK else State.ENGAGED.value)
+    found = []
+    for state, indices in spells:
+        first, *rest = indices
+        if state in (State.HOLD.value, State.STOPPED.value):
+            after_s, ended_ns = (times_ns[first] - begin_ns) / 1e9, times_ns[first + len(rest) + 1]
+            found.append(f"{state} after {after_s:.2f} s for {(ended_ns - times_ns[first]) / 1e9:.2f} s: {told[first][2]}")
+    more = len(found) - _RESTS_NAMED
+    return found if more <= 0 else [*found[:_RESTS_NAMED], f"and {more} more of HOLD and STOPPED"]
 
 
 def _numbered(sequence: Stamps) -> int:

@@ -33,7 +33,7 @@ from otpr_policy import __version__
 from otpr_policy.contract import RobotContract, contract_text, load_contract
 from otpr_policy.errors import ContractError, unknown
 from otpr_policy.git import git_commit
-from otpr_policy.recording import COMMANDER
+from otpr_policy.recording import COMMANDER, STATE
 from otpr_policy.recording_checks import EpisodeReport, needed_topics
 from otpr_policy.ros.messages import COMMAND_QOS, LABEL_QOS, LATCHED_QOS, MESSAGE_CLASSES, subscription_qos
 from otpr_policy.ros.parameters import declare, parameter
@@ -95,6 +95,8 @@ class RecorderNode(Node):
         self._session.close()
         if name:
             self.get_logger().info(f"recorded {name}: {', '.join(f'{topic} {count}' for topic, count in counts.items())}")
+            if self._session.problems:  # nobody reviewed it
+                self._tell(f"{name}: {'; '.join(self._session.problems)}")
 
     def _advertise(self) -> None:
         self._status_publisher = self.create_publisher(String, "~/status", LATCHED_QOS)
@@ -208,7 +210,7 @@ def _topics(contract: RobotContract, policy_node: str) -> dict[str, tuple[Any, Q
     }
     topics[contract.pose_command.topic] = (PoseStamped, _deep(COMMAND_QOS))
     topics[contract.gripper_command.topic] = (Float64MultiArray, _deep(COMMAND_QOS))
-    topics[f"{policy_node}/state"] = (String, LATCHED_QOS)
+    topics[f"{policy_node}{STATE}"] = (String, LATCHED_QOS)
     topics[f"{policy_node}/artifact"] = (String, LATCHED_QOS)
     topics[f"{policy_node}{COMMANDER}"] = (String, _deep(LABEL_QOS))
     topics["/diagnostics"] = (DiagnosticArray, QoSProfile(depth=_QUEUE))

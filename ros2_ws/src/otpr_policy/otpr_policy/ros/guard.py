@@ -8,6 +8,7 @@ the lease, though the next tick may be far.
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from std_msgs.msg import Bool
 from otpr_policy.contract import RobotContract
 from otpr_policy.control import MAY_MOVE, ControlLoop, State
 from otpr_policy.dead_man import DeadMan, DeadManType
+from otpr_policy.ros.graph import publisher_names
 from otpr_policy.ros.messages import SWITCH_QOS
 from otpr_policy.watchdog import Permit, Watchdog
 
@@ -33,13 +35,13 @@ class Guard:
     def __init__(
         self, node: Node, contract: RobotContract, keep: Callable[[Any], Any], on_rival: Callable[[str], None], commands: bool = True
     ) -> None:
-        """Subscribes and looks for other commanders from now on.
+        """Subscribes, and looks for other commanders and other switches from now on.
 
         Args:
             node: the policy node.
             contract: the robot's.
             keep: notes an entity that cleanup has to destroy.
-            on_rival: called, from the executor's thread, with why another commander must stop the robot.
+            on_rival: called, from the executor's thread, with why another commander, or another switch, must stop the robot.
             commands: False for a node that only proposes: it has no rivals, and needs nobody's hand on a switch.
         """
         self._node = node
@@ -57,7 +59,15 @@ class Guard:
             keep(node.create_subscription(kind, self._switch.topic, self._on_switch, SWITCH_QOS))
         keep(node.create_timer(_RIVALS_PERIOD_S, self._look_for_rivals))
 
-    def start(self, period_s: float, control: ControlLoop, fresh: Callable[[], bool], publishers: Sequence[Any], tell: Tell) -> None:
+    def start(
+        self,
+        period_s: float,
+        control: ControlLoop,
+        fresh: Callable[[], bool],
+        publishers: Sequence[Any],
+        tell: Tell,
+        on_thread_start: Callable[[], None] = lambda: None,
+    ) -> None:
         """Starts the watchdog's thread, which only reads what it is given.
 
         Args:
@@ -66,11 +76,12 @@ class Guard:
             fresh: whether there is an observation that a tick could use now.
             publishers: of the command topics, whose liveliness is asserted.
             tell: makes it known why the permission was taken away. Must not wait for a lock.
+            on_thread_start: called in the thread first, such as to ask for a priority.
         """
         self._watchdog = Watchdog(period_s, time.monotonic())
         self._closed.clear()
-        watch = partial(self._run, self._watchdog, control, fresh, publishers, tell)
-        self._thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+        look = partial(self._look, self._watchdog, control, fresh, publishers, tell)
+        self._thread = threading.Thread(target=self._run, args=(look, on_thread_start), name="watchdog", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -93,27 +104,31 @@ class Guard:
 
     def refusal(self) -> str | None:
         """Why engaging is refused, as far as the guard knows."""
-        rivals = self._rivals(exactly=True)
+        rivals = self._rivals(exactly=True) or self._switches(exactly=True)
         if rivals is not None:
             return rivals
-        if self._switch is not None:
-            switches = self._node.count_publishers(self._switch.topic)
-            if switches != 1:
-                return f"{switches} nodes publish the dead-man switch on {self._switch.topic}; there must be one"
         return None if self._watchdog is None else self._watchdog.problem(time.monotonic())
 
-    def _run(self, watchdog: Watchdog, control: ControlLoop, fresh: Callable[[], bool], publishers: Sequence[Any], tell: Tell) -> None:
+    def _run(self, look: Callable[[], None], on_thread_start: Callable[[], None]) -> None:
+        on_thread_start()
         while not self._closed.wait(_CYCLE_S):
-            state = control.state
-            if state not in MAY_MOVE:
-                continue
-            problem = watchdog.problem(time.monotonic())
-            if problem is not None and self.permit.revoked is None:
-                self.permit.revoke(problem)
-                tell(problem)
-            if state is State.ENGAGED and self.permit.revoked is None and self.released() is None and fresh():
-                for publisher in publishers:
-                    publisher.assert_liveliness()
+            try:
+                look()
+            except Exception as error:  # a watchdog that ended without a word would be taken for one that finds nothing
+                self.permit.revoke(f"internal error of the watchdog: {error!r}")
+                self._node.get_logger().error(f"the watchdog failed, and stops the robot:\n{traceback.format_exc()}")
+
+    def _look(self, watchdog: Watchdog, control: ControlLoop, fresh: Callable[[], bool], publishers: Sequence[Any], tell: Tell) -> None:
+        state = control.state
+        if state not in MAY_MOVE:
+            return
+        problem = watchdog.problem(time.monotonic())
+        if problem is not None and self.permit.revoked is None:
+            self.permit.revoke(problem)
+            tell(problem)
+        if state is State.ENGAGED and self.permit.revoked is None and self.released() is None and fresh():
+            for publisher in publishers:
+                publisher.assert_liveliness()
 
     def _on_switch(self, message: Any) -> None:
         assert self._dead_man is not None and self._switch is not None
@@ -121,7 +136,7 @@ class Guard:
         self._dead_man.hear(pressed, time.monotonic())
 
     def _look_for_rivals(self) -> None:
-        rivals = self._rivals()
+        rivals = self._rivals() or self._switches()
         if rivals is not None:
             self._on_rival(rivals)
 
@@ -129,11 +144,19 @@ class Guard:
         for topic in self._topics:
             commanders = self._node.count_publishers(topic)
             if commanders > 1:
-                return f"{commanders} nodes publish on {topic}: {', '.join(self._names(topic))}; only one may command the robot"
+                return f"{commanders} nodes publish on {topic}: {publisher_names(self._node, topic)}; only one may command the robot"
             if exactly and commanders != 1:
                 return f"{commanders} nodes publish on {topic}; only one may command the robot"
         return None
 
-    def _names(self, topic: str) -> list[str]:
-        found = self._node.get_publishers_info_by_topic(topic)
-        return sorted(f"{info.node_namespace.rstrip('/')}/{info.node_name}" for info in found)
+    def _switches(self, exactly: bool = False) -> str | None:
+        """Of two switches the one that is pressed would win: the newest message counts, whoever sent it."""
+        if self._switch is None:
+            return None
+        topic = self._switch.topic
+        switches = self._node.count_publishers(topic)
+        if switches > 1:
+            return f"{switches} nodes publish the dead-man switch on {topic}: {publisher_names(self._node, topic)}; there must be one"
+        if exactly and switches != 1:
+            return f"{switches} nodes publish the dead-man switch on {topic}; there must be one"
+        return None

@@ -31,7 +31,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from otpr_policy.actors import Actors, Mode, parse_mode
 from otpr_policy.chunk import episode_rng
-from otpr_policy.contract import ObservationSource, RobotContract, load_contract
+from otpr_policy.contract import RobotContract, load_contract
 from otpr_policy.control import MAY_MOVE, ControlLoop, State
 from otpr_policy.data_clock import DataClock
 from otpr_policy.dead_man import AfterRelease
@@ -47,19 +47,13 @@ from otpr_policy.ros.entities import Entities
 from otpr_policy.ros.flight import NodeFlight
 from otpr_policy.ros.guard import Guard
 from otpr_policy.ros.hot_swap import PARAMETER, HotSwap
-from otpr_policy.ros.messages import (
-    COMMAND_QOS,
-    LATCHED_QOS,
-    MESSAGE_CLASSES,
-    decode,
-    offered_command_qos,
-    stamp_to_ns,
-    subscription_qos,
-)
+from otpr_policy.ros.intake import Intake
+from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, offered_command_qos
 from otpr_policy.ros.operator_link import OperatorLink
 from otpr_policy.ros.outlet import CommandOutlet, Outlet, ProposalOutlet
 from otpr_policy.ros.parameters import PolicyParameters, declare
 from otpr_policy.ros.process import run_node
+from otpr_policy.ros.state_topic import StateTopic
 
 NODE_NAME = "policy_node"
 _DIAGNOSTICS_PERIOD_S = 1.0
@@ -80,8 +74,6 @@ class PolicyNode(LifecycleNode):
         self._thread: ControlThread | None = None
         self._entities = Entities()  # what configure made
         self._hot_swap = HotSwap(self)
-        self._published_state = ""
-        self._logged_state: State | None = None
         self._engagements = 0
         self.failure = ""  # why the last transition failed
 
@@ -108,8 +100,10 @@ class PolicyNode(LifecycleNode):
         self.scheduler.lock_memory()
         if self._slot is not None:
             self._slot.resume()
+        self._disengage("not engaged")
         if self._pacing is Pacing.CLOCK and self._outlet.publishers:  # in lockstep the world waits for us, however long we take
-            self._guard.start(self._actors.period_s, self._control, self._is_fresh, self._outlet.publishers, self._tell_stopped)
+            tell, enter = self._tell_stopped, partial(self.scheduler.enter, Role.WATCHDOG)
+            self._guard.start(self._actors.period_s, self._control, self._is_fresh, self._outlet.publishers, tell, enter)
         self._thread = ControlThread(
             self._tick if self._flight is None else self._flight.around(self._tick),
             pacing=self._pacing,
@@ -123,8 +117,8 @@ class PolicyNode(LifecycleNode):
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Takes the permission to move away and stops ticking."""
-        self._stop_ticking("deactivated")
+        """Takes the permission to move away and stops ticking. A report that cannot be written is an error in the log and no more."""
+        self._rest("deactivated")
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -135,15 +129,18 @@ class PolicyNode(LifecycleNode):
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stops from any state."""
-        self._stop_ticking("shut down")
-        result = super().on_shutdown(state)
-        self._unconfigure()
-        return result
+        try:
+            self._rest("shut down")
+            return super().on_shutdown(state)
+        finally:
+            self._unconfigure()
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """After a transition raised: nothing of it stays, and the node can be configured again."""
-        self._stop_ticking("error")
-        self._unconfigure()
+        try:
+            self._rest("error")
+        finally:  # whatever failed once may fail again
+            self._unconfigure()
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
@@ -206,11 +203,9 @@ class PolicyNode(LifecycleNode):
         self._identity_publisher.publish(String(data=json.dumps(self._actors.identity())))
 
     def _subscribe(self) -> None:
-        for topic, sources in self._contract.sources_by_topic(self._actors.source.observation.names).items():
-            source = next(iter(sources.values()))
-            callback = partial(self._on_message, sources)
-            kind = MESSAGE_CLASSES[source.type]
-            self._entities.keep(self.create_subscription(kind, topic, callback, subscription_qos(source.reliability)))
+        now_ns = None if self._pacing is Pacing.OBSERVATION else self._data_clock.now_ns
+        fields, counters = self._actors.source.observation.names, self._control.counters
+        Intake(self, self._entities.keep, self._contract, fields, self._buffer, counters, now_ns, self._on_sample)
 
     def _advertise(self) -> None:
         contract, keep = self._contract, self._entities.keep
@@ -224,7 +219,7 @@ class PolicyNode(LifecycleNode):
         if self._actors.stream is not None:
             self._link = OperatorLink(self, keep, self._actors, contract, self._data_time_ns, self._lock, self._control.counters)
         self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))
-        self._state_publisher = keep(self.create_publisher(String, "~/state", LATCHED_QOS))
+        self._state_topic = StateTopic(self, keep)
         self._identity_publisher = keep(self.create_publisher(String, "~/artifact", LATCHED_QOS))
         self._publish_identity()
         keep(self.create_service(SetBool, "~/engage", self._on_engage))
@@ -237,19 +232,27 @@ class PolicyNode(LifecycleNode):
             self._undo.pop()()
         self._entities.destroy(self)
 
+    def _rest(self, reason: str) -> None:
+        """Stops ticking. What a transition is for does not depend on a report, so one that cannot be written fails none."""
+        try:
+            self._stop_ticking(reason)
+        except OtprError as error:
+            self.failure = str(error)
+            self.get_logger().error(self.failure)
+
     def _stop_ticking(self, reason: str) -> None:
+        """Ends the threads that move the robot. Raises OutputError when a report cannot be written; all else is done then."""
+        if self._loop is None:
+            return
         if self._thread is not None:
             if self._slot is not None:
                 self._slot.interrupt()
             self._thread.close()
             self._thread = None
-            self.scheduler.unlock_memory()
-            self._guard.close()
-        if self._loop is not None:
-            with self._lock:
-                self._loop.disengage(reason)
-            self._publish_state()
-            self._outlet.close(self._actors.identity())
+        self._guard.close()  # its thread may run without a control thread, where that could not be made
+        self.scheduler.unlock_memory()
+        self._disengage(reason)
+        self._outlet.close(self._actors.identity())
 
     # Control thread
 
@@ -264,6 +267,7 @@ class PolicyNode(LifecycleNode):
         try:
             self._guard.beat(self._control)
             with self._lock:  # over publishing too: once a service has disengaged, nothing more is sent
+                self._settle()
                 if self._actors.mode is Mode.SHADOW:
                     self._engagements += self._control.go_on(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
                 command = self._control.tick(now_ns, self._guard.released())
@@ -280,30 +284,15 @@ class PolicyNode(LifecycleNode):
 
     # Callbacks
 
-    def _on_message(self, sources: dict[str, ObservationSource], message: Any) -> None:
-        stamp_ns = stamp_to_ns(message.header.stamp)
-        # In lockstep the newest stamp is what time it is; /clock may arrive after the data.
-        now_ns = stamp_ns if self._pacing is Pacing.OBSERVATION else self._data_clock.now_ns()
-        for name, source in sources.items():
-            try:
-                refused = self._buffer.push(name, stamp_ns, decode(source, message), now_ns)
-            except ValueError as error:
-                self._buffer.refuse(name, str(error))
-                refused = str(error)
-            if refused is not None:
-                self._control.counters.refused_messages += 1
+    def _on_sample(self) -> None:
         if self._thread is not None:
             self._thread.sample_arrived()
 
     def _on_engage(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        if request.data:
-            refused = self._engage()
-        else:
-            refused = None
-            with self._lock:
-                self._control.disengage()
+        refused = self._engage() if request.data else None
+        if not request.data:
+            self._disengage("not engaged")
         response.success, response.message = refused is None, refused or self._control.state.value
-        self._publish_state()
         return response
 
     def _engage(self) -> str | None:
@@ -313,19 +302,28 @@ class PolicyNode(LifecycleNode):
         if refused is not None:
             return refused
         with self._lock:
+            self._settle()
             now_ns = self._data_time_ns()
             refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements), self._guard.released())
         if refused is None:
             self._engagements += 1
             self._thread.answer_again()
-        return refused
+        self._publish_state()
+        revoked = self._guard.permit.revoked  # the watchdog may have spoken meanwhile
+        return refused if revoked is None else f"stopped: {revoked}; call reset first"
+
+    def _disengage(self, reason: str) -> None:
+        with self._lock:
+            self._settle()
+            self._control.disengage(reason)
+        self._publish_state()
 
     def _on_reset(self, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         with self._lock:
             self._control.reset()
             self._guard.permit.grant()
-        response.success, response.message = True, self._control.state.value
         self._publish_state()
+        response.success, response.message = True, self._control.state.value
         return response
 
     def _on_rival(self, reason: str) -> None:
@@ -346,27 +344,20 @@ class PolicyNode(LifecycleNode):
 
     # Telling
 
+    def _settle(self) -> None:
+        """Makes a stop of a permission that was taken away, before anything else can become of it. Under the lock."""
+        revoked = self._guard.permit.revoked
+        if revoked is not None and self._control.state is not State.STOPPED:
+            self._control.stop(revoked)
+
     def _publish_state(self) -> None:
         with self._lock:  # services and the control thread both tell; state and reason are one, and the last told must be the last set
-            if self._guard.permit.revoked is not None and self._control.state in MAY_MOVE:
-                self._control.stop(self._guard.permit.revoked)
-            state = f"{self._control.state.value}: {self._control.reason}" if self._control.reason else self._control.state.value
-            if state != self._published_state:
-                self._published_state = state
-                self._state_publisher.publish(String(data=state))
-            if self._control.state is not self._logged_state:  # a reason may change with every tick; the log gets the first one
-                self._logged_state = self._control.state
-                if self._control.state in (State.HOLD, State.STOPPED):  # two calls: rclpy ties a severity to the place of the call
-                    self.get_logger().warning(state)
-                else:
-                    self.get_logger().info(state)
+            self._settle()
+            self._state_topic.tell(self._control.state, self._control.reason)
 
     def _tell_stopped(self, reason: str) -> None:
         """Called by the watchdog, while the control thread may hang with ``_lock``: takes no lock."""
-        state = f"{State.STOPPED.value}: {reason}"
-        self._published_state = state
-        self._state_publisher.publish(String(data=state))
-        self.get_logger().error(state)
+        self._state_topic.tell_stopped(reason)
         if self._flight is not None:
             self._flight.stopped(reason)
 

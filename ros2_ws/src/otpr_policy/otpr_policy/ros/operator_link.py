@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy node's end of a teleop device: ``~/operator/twist``, ``~/operator/gripper`` and ``~/operator/device``.
 
-A device proposes; the control loop decides. Nothing here publishes.
+A device proposes; the control loop decides. Nothing here publishes. One device drives: of two whose messages come in turns, neither
+has the hand where its operator thinks it is.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from std_srvs.srv import SetBool
 from otpr_policy.actors import Actors
 from otpr_policy.contract import RobotContract
 from otpr_policy.health import Counters
+from otpr_policy.ros.graph import publisher_names
 from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, stamp_to_ns
+
+_RIVALS_PERIOD_S = 0.1
 
 
 class OperatorLink:
@@ -52,13 +56,18 @@ class OperatorLink:
         self._now_ns = now_ns
         self._lock = lock
         self._counters = counters
-        keep(node.create_subscription(TwistStamped, "~/operator/twist", self._on_twist, COMMAND_QOS))
-        keep(node.create_subscription(Float64MultiArray, "~/operator/gripper", self._on_gripper, COMMAND_QOS))
-        keep(node.create_subscription(String, "~/operator/device", self._on_device, LATCHED_QOS))
+        listening = (
+            keep(node.create_subscription(TwistStamped, "~/operator/twist", self._on_twist, COMMAND_QOS)),
+            keep(node.create_subscription(Float64MultiArray, "~/operator/gripper", self._on_gripper, COMMAND_QOS)),
+            keep(node.create_subscription(String, "~/operator/device", self._on_device, LATCHED_QOS)),
+        )
+        self._topics = [subscription.topic_name for subscription in listening]
         keep(node.create_service(SetBool, "~/takeover", self._on_takeover))
+        keep(node.create_timer(_RIVALS_PERIOD_S, self._look_for_rivals))
 
     def _on_takeover(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         """The operator takes the robot, or gives it back. Allowed in any state; what the robot does follows at the next tick."""
+        self._look_for_rivals()
         arbiter = self._arbiter
         if arbiter is None:
             refused: str | None = "there is no policy to take over from, or to give back to"
@@ -92,6 +101,16 @@ class OperatorLink:
 
     def _on_device(self, message: String) -> None:
         self._stream.report_device(message.data)
+
+    def _look_for_rivals(self) -> None:
+        problem = ""
+        for topic in self._topics:
+            devices = self._node.count_publishers(topic)
+            if devices > 1:
+                problem = f"{devices} devices publish on {topic}: {publisher_names(self._node, topic)}; only one may drive"
+                break
+        if self._stream.contest(problem):
+            self._node.get_logger().warning(problem or "one operator's device is left")
 
     def _refuse(self, reason: str) -> None:
         self._counters.refused_messages += 1

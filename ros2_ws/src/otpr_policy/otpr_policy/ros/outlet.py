@@ -36,7 +36,10 @@ class Outlet(Protocol):
         """Of the robot's command topics, if there are any."""
 
     def publish(self, command: Command, permitted: Callable[[], bool]) -> None:
-        """Sends a command, if it still may. Everything is encoded before anything is sent: a failure leaves nothing half-sent."""
+        """Sends a command, if it still may, which is asked before each message: sending one may take long.
+
+        Everything is encoded before anything is sent: a failure to encode leaves nothing half-sent.
+        """
 
     def policy_changed(self) -> None:
         """Another policy acts from here on. Called in the thread of ``~/load``."""
@@ -70,6 +73,7 @@ class CommandOutlet:
         label = String(data=json.dumps({"stamp_ns": command.stamp_ns, "commander": command.commander.value}))
         if permitted():
             self._gripper.publish(gripper)
+        if permitted():
             self._pose.publish(pose)  # in lockstep the simulation goes on with this one
             self._commander.publish(label)
 

@@ -42,6 +42,7 @@ class Fault(Enum):
     DEAD = "dead"
     SHORT = "too short"
     UNLABELLED = "no label"
+    RECORDING = "recording"
 
 
 @dataclass(frozen=True)
