@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import tiny_policy
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from otpr_policy.black_box import BlackBox, FlightSettings
 from otpr_policy.chunk import episode_rng
 from otpr_policy.command import delta_to_target
 from otpr_policy.contract import load_contract
@@ -21,10 +24,11 @@ from otpr_policy.dead_man import AfterRelease
 from otpr_policy.lanes import SimulatedLanes
 from otpr_policy.limits import Limits
 from otpr_policy.observation import ObservationBuffer
+from otpr_policy.replay import replay
 from otpr_policy.rotation import matrix_to_columns
 from otpr_policy.source import PolicySource
 from otpr_policy.spec import Array, PolicySpec
-from otpr_policy.timeline import Gap
+from otpr_policy.timeline import Gap, TimedAction
 
 LIMITS = Limits((0.25, -0.45, -0.12), (0.85, 0.45, 0.50), 0.05, 0.10, 0.90, 0.1, 0.5, 0.05, 2.5, 50.0, 4.0, 80.0, 1.2, 1.0, 0.0, 0.0, 0.05)
 STEP_NS = 50_000_000
@@ -567,3 +571,64 @@ def test_with_the_limits_for_people_a_policy_made_for_full_speed_is_slowed_down_
 
 def test_the_robot_may_move_in_two_states() -> None:
     assert MAY_MOVE == (State.ENGAGED, State.HOLD)
+
+
+# Ticks that were skipped
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
+@settings(max_examples=100, deadline=None)
+def test_the_plan_keeps_to_real_time_however_many_ticks_are_skipped(skips: list[int]) -> None:
+    """A chunk of 8 of which 4 are carried out: each tick has the action of its own time, and the fourth or a later one asks anew."""
+    robot = Robot(spec=replace(tiny_policy.SPEC, chunk_length=8, executed_length=4)).in_state(State.ENGAGED)
+    acted: list[tuple[int, int]] = []
+    robot.loop.executor.observer = lambda event: acted.append((event.tick, event.source.index)) if isinstance(event, TimedAction) else None
+    elapsed, began = 0, 1
+    for skipped in skips:
+        robot.loop.counters.skipped_ticks += skipped
+        elapsed += 1 + skipped
+        assert robot.tick() is not None
+        if elapsed - began >= 4 or elapsed == 1 + skips[0]:
+            began = elapsed
+        assert acted[-1] == (elapsed, elapsed - began)
+
+
+@pytest.mark.parametrize("skipped", range(4))
+def test_skipped_ticks_of_a_hold_count_towards_a_stop_and_those_of_a_motion_do_not(skipped: int) -> None:
+    """By hand: a stop after more than 8 periods, and every hold is followed by as many that are skipped."""
+    robot = Robot(stop_after_s=0.4).in_state(State.ENGAGED)
+    robot.tick()
+    held = 0
+    while robot.loop.state is not State.STOPPED:
+        robot.loop.counters.skipped_ticks += skipped
+        robot.blind_tick()
+        held += 1
+    assert held == 2 + 7 // (1 + skipped)  # 1 + (held - 1) (1 + skipped) periods are more than 8
+
+
+def test_what_was_skipped_before_engaging_is_no_hold() -> None:
+    robot = Robot(stop_after_s=0.1).in_state(State.HOLD)
+    robot.loop.disengage()
+    robot.sense()
+    assert robot.engage() is None
+    robot.loop.counters.skipped_ticks += 5
+    robot.blind_tick()
+    assert robot.loop.state is State.HOLD
+
+
+def test_a_flight_with_skipped_ticks_numbers_them_as_the_plan_does_and_replays_exactly(tmp_path: Path) -> None:
+    robot = Robot().in_state(State.ENGAGED)
+    failures: list[str] = []
+    box = BlackBox(FlightSettings(30.0, str(tmp_path), 1), robot.loop, "panda", "", lambda path: None, failures.append)
+    try:
+        tick = box.around(lambda _data_ns: robot.tick() is not None)
+        for skipped in (0, 0, 2, 0, 5, 0, 1, 0):
+            robot.loop.counters.skipped_ticks += skipped
+            assert tick(robot.now_ns)
+        log = box._recorder.snapshot()
+    finally:
+        assert box.close()
+    assert [record.number for record in log.ticks] == [1, 2, 5, 6, 12, 13, 15, 16]
+    assert [record.action.tick for record in log.ticks if record.action is not None] == [record.number for record in log.ticks]
+    report = replay(log, {"": Script()})
+    assert report.exact and report.actions == len(log.ticks) and not failures

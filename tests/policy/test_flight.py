@@ -25,7 +25,7 @@ from otpr_policy.flight_writer import FlightWriter
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.lanes import SimulatedLanes
 from otpr_policy.observation import Observation
-from otpr_policy.replay import ReplayReport, replay
+from otpr_policy.replay import ReplayReport, Verdict, replay
 from otpr_policy.spec import PolicySpec
 from otpr_policy.timeline import ChunkRequest, ChunkResult, Committed, Gap, SeamPoint, Source, TimedAction
 
@@ -402,3 +402,24 @@ def test_a_report_is_exact_only_if_nothing_differs() -> None:
     assert not replace(exact, different_chunks=1).exact
     assert not replace(exact, different_actions=1).exact
     assert not replace(exact, chunks=0).exact
+    assert not replace(exact, uncovered_actions=1).exact
+
+
+def test_a_flight_that_lacks_a_request_is_incomplete_and_never_said_to_be_exact(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By hand: a chunk of 4 actions is missing, all others are equal; with another difference that is what counts."""
+    flight = read_flight(files[0])
+    facts = {key: value for key, value in flight.facts.items() if key != "layout"}
+    saved(FlightLog(flight.log.ticks, flight.log.requests[1:], flight.log.results), tmp_path / "cut.mcap", **facts)
+    assert run(tmp_path / "cut.mcap") == 1
+    told = capsys.readouterr().out
+    assert "INCOMPLETE" in told and "4 action(s)" in told
+    assert run(tmp_path / "cut.mcap", "--json") == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["exact"], report["verdict"], report["uncovered_actions"], report["actions"]) == (False, "incomplete", 4, 36)
+    assert run(tmp_path / "cut.mcap", "--compare", "--policy", files[1]) == 0
+    spoilt = spoil(flight.log, 2, lambda request: replace(request, noise=flipped(request.noise, 0, 51)))
+    assert replay(FlightLog(spoilt.ticks, spoilt.requests[1:], spoilt.results), {artifact.load(files[1]).sha256: open_tiny()}).verdict is (
+        Verdict.DIFFERENT
+    )

@@ -354,8 +354,9 @@ def test_another_policy_is_asked_from_the_next_request_on_and_the_old_plan_goes_
         run.tick(tick)
     assert [request.generation for request in run.requests[:3]] == [0, 1, 1]
     first = run.requests[1]
-    assert (first.tick == 8 and first.noise.shape == (2, 10, 7) and first.observation[:, 0].tolist() == [6, 7, 8]) or True
-    assert first.observation.shape == (3, LONG.observation.size) and first.observation[-1, 0] == 8
+    assert first.tick == 8 and first.noise.shape == (2, 10, 7)
+    assert first.observation.shape == (3, LONG.observation.size)
+    assert first.observation[:, 0].tolist() == [6, 7, 8]  # more past is kept than the old policy looked at
     assert isinstance(run.actions[12], TimedAction) and run.actions[12].source.request == 0
     assert isinstance(run.actions[13], TimedAction) and (run.actions[13].source.request, run.actions[13].source.index) == (1, 5)
     assert run.line.counters.underruns == 0

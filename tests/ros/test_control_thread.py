@@ -109,6 +109,45 @@ def test_a_clock_that_starts_over_is_followed() -> None:
         thread.close()
 
 
+@pytest.mark.parametrize("where", ["tick", "before a tick"])
+def test_after_a_stall_the_count_of_ticks_with_those_skipped_is_what_the_clock_says(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Also that of the tick that was held up before it began. Each begins within its period; a period more is the machine's."""
+    counters, period_s = Counters(), 0.02
+    ticks: list[tuple[float, int]] = []
+    waits = 0
+
+    def stall(thread: ControlThread) -> None:
+        nonlocal waits
+        waits += 1
+        if where == "before a tick" and waits == 4:
+            time.sleep(4.75 * period_s)
+
+    def tick(_now_ns: int) -> bool:
+        counters.ticks += 1
+        ticks.append((time.monotonic(), counters.elapsed_ticks))
+        if where == "tick" and len(ticks) == 3:
+            time.sleep(4.75 * period_s)
+        return True
+
+    monkeypatch.setattr(ControlThread, "_wait_for_sample", stall)
+    thread = ControlThread(
+        tick,
+        pacing=Pacing.CLOCK,
+        period_s=period_s,
+        data_clock_ns=lambda: 0,
+        buffer=SimpleNamespace(),
+        counters=counters,  # type: ignore[arg-type]
+    )
+    try:
+        wait_for(lambda: len(ticks) >= 8)
+    finally:
+        thread.close()
+    assert counters.skipped_ticks >= 3
+    began_s, first = ticks[0]
+    behind = [(at_s - began_s) / period_s - (count - first) for at_s, count in ticks]
+    assert all(-1.0 < periods < 2.0 for periods in behind), behind
+
+
 def test_on_the_clock_ticks_keep_their_rate_and_late_ones_are_counted_not_made_up_for() -> None:
     counters = Counters()
     starts: list[float] = []

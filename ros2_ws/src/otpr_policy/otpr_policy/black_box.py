@@ -129,7 +129,7 @@ class BlackBox:
         target = None if command is None else command.target
         seconds = time.monotonic() - began_s
         state, reason = control.state, control.reason
-        self._recorder.end(control.counters.ticks, seconds, data_ns, state.value, reason, control.observation, target)
+        self._recorder.end(control.counters.elapsed_ticks, seconds, data_ns, state.value, reason, control.observation, target)
         if state is State.STOPPED:
             self.stopped(reason)
         else:

@@ -98,7 +98,8 @@ class ChunkExecutor:
         timeline.observe(tick, observation, stamp_ns)
         self._ask(tick)
         self._take()
-        if self._ask(tick):  # a chunk has just come: after a first one that took long the next has to be on its way at once
+        timeline.collected()
+        if self._ask(tick):  # a first chunk that took long has just come, or another one is overdue: the next has to be on its way at once
             self._take()
         action = timeline.act()
         if isinstance(action, Gap) and self._asked_next:
@@ -111,7 +112,8 @@ class ChunkExecutor:
         return [self._lanes] if self._next is None else [self._lanes, self._next[0]]
 
     def _expected_delay(self) -> int:
-        return max(lanes.delay_ticks for lanes in self._all_lanes())
+        """The next chunk's. A new policy is first asked in time for either."""
+        return self.asked.delay_ticks if self._asked_next else max(lanes.delay_ticks for lanes in self._all_lanes())
 
     def _ask(self, tick: int) -> bool:
         """Asks for a chunk if one is due and a lane is free; says whether it did."""
@@ -120,6 +122,7 @@ class ChunkExecutor:
             return False
         if self._next is not None and not self._asked_next:
             self._timeline.adopt(lanes.spec, lanes.noise_shape)
+            self._timeline.delay_ticks = lanes.delay_ticks
             self._asked_next = True
         request = self._timeline.request()
         try:
@@ -167,14 +170,16 @@ class ChunkExecutor:
 
     def _change(self) -> None:
         assert self._next is not None
+        timeline = self._timeline
+        timeline.keep_only(lambda request: request.generation == timeline.generation)  # nobody collects what the old lanes still compute
         (self._lanes, outcome), self._next, self._asked_next = self._next, None, False
         outcome(None)
 
     def _keep(self, reason: str) -> None:
         assert self._next is not None
-        _, outcome = self._next
+        (_, outcome), timeline = self._next, self._timeline
         if self._asked_next:
-            self._timeline.adopt(self._lanes.spec, self._lanes.noise_shape)
-            self._timeline.withdraw_all()
+            timeline.keep_only(lambda request: request.generation != timeline.generation)
+            timeline.adopt(self._lanes.spec, self._lanes.noise_shape)
         self._next, self._asked_next = None, False
         outcome(reason)

@@ -89,9 +89,11 @@ class ControlLoop:
         self._limiter = TargetLimiter(limits, 1.0 / source.control_rate_hz)
         self._measured_finger = measured_finger
         self._after_release = after_release
-        # Counted in ticks: neither a jump of the data's clock nor a pause of the simulation can shorten or stretch it.
+        # Counted in control periods: neither a jump of the data's clock nor a pause of the simulation can shorten or stretch it.
         self._stop_after_ticks = max(1, round(stop_after_s * source.control_rate_hz))
         self._recent_holds: deque[bool] = deque(maxlen=4 * self._stop_after_ticks)
+        self._counted: tuple[bool, ...] = ()  # what the last tick added: it stands for the skipped ones after it too
+        self._skipped = 0
         self.state = State.READY
         self.reason = "not engaged"
         self.counters = Counters()
@@ -136,6 +138,7 @@ class ControlLoop:
         self._source.reset(rng)
         self._limiter.start()
         self._recent_holds.clear()
+        self._counted = ()
         self._enter(State.ENGAGED, "")
         return None
 
@@ -168,6 +171,8 @@ class ControlLoop:
         ``released``: why the dead-man switch does not allow motion, None when it does or there is none.
         """
         self.counters.ticks += 1
+        self._recent_holds.extend(self._counted * (self.counters.skipped_ticks - self._skipped))
+        self._counted, self._skipped = (), self.counters.skipped_ticks
         self.observation = self.command = None
         if self.state in (State.READY, State.STOPPED):
             return None
@@ -188,7 +193,7 @@ class ControlLoop:
         if isinstance(command, Missing):
             self._hold(command.reason)
             return None
-        self._recent_holds.append(False)
+        self._count(held=False)
         self._enter(State.ENGAGED, "")
         self.counters.commands += 1
         self.command = command
@@ -204,7 +209,7 @@ class ControlLoop:
         return observation if problem is None else Missing(problem)
 
     def _decide(self, observation: Observation, now_ns: int) -> Command | Missing | Gap:
-        action = self._source.act(observation, self.counters.ticks, now_ns)
+        action = self._source.act(observation, self.counters.elapsed_ticks, now_ns)
         if isinstance(action, Missing | Gap):
             return action
         bounded = filter_action(self._source.action, action.vector, self._limits)
@@ -242,11 +247,15 @@ class ControlLoop:
     def _count_hold(self, reason: str) -> None:
         self.counters.holds += 1
         self._limiter.rest()
-        self._recent_holds.append(True)  # counted over a while: an input that comes and goes must not hold and resume for ever
+        self._count(held=True)  # over a while: an input that comes and goes must not hold and resume for ever
         if sum(self._recent_holds) > self._stop_after_ticks:
             self.stop(reason)
         else:
             self._enter(State.HOLD, reason)
+
+    def _count(self, held: bool) -> None:
+        self._counted = (held,)
+        self._recent_holds.append(held)
 
     def _enter(self, state: State, reason: str) -> None:
         self.state = state

@@ -25,7 +25,7 @@ class TickRecord:
     """One control tick.
 
     Args:
-        number: counts ticks, as :class:`ChunkRequest` does.
+        number: counts control periods, as :class:`ChunkRequest` does; one that is missing was skipped.
         time_s: when it began, on the monotonic clock.
         seconds: how long it took, inference that was waited for included.
         data_ns: when it began, on the clock of the data.

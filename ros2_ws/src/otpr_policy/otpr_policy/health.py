@@ -49,6 +49,11 @@ class Counters:
     deadline_misses: int = 0
     skipped_ticks: int = 0
 
+    @property
+    def elapsed_ticks(self) -> int:
+        """Control periods that have passed: ticks, and those that were skipped because their time had passed."""
+        return self.ticks + self.skipped_ticks
+
 
 class SeamRecord:
     """How far apart two chunks lie where one takes over from the other, per action field, in its unit; the newest WINDOW seams."""

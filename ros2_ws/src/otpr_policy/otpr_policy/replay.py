@@ -7,6 +7,7 @@ one chunk, less a correction after a seam, computed by the timeline's own functi
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,14 @@ from otpr_policy.spec import Array
 from otpr_policy.timeline import SEAM_TICKS, ChunkRequest, TimedAction, seam_correction
 
 
+class Verdict(Enum):
+    """What a replay has shown."""
+
+    EXACT = "exact"  # every chunk and every action is equal bit for bit
+    DIFFERENT = "different"  # one is not
+    INCOMPLETE = "incomplete"  # what was computed again is equal, but that is not all of it
+
+
 @dataclass(frozen=True)
 class ReplayReport:
     """What came of computing a flight again.
@@ -29,7 +38,7 @@ class ReplayReport:
         largest_chunk_difference, largest_action_difference: in physical units, infinite where one is not finite and the other is.
         first_different_tick: where the first different action was carried out, None if none is.
         missing_chunks: requests without an answer in the flight: inference failed, hung, or was under way at its end.
-        uncovered_actions: actions whose chunk was asked for before the flight begins.
+        uncovered_actions: actions that were not computed again, since the flight does not have what their chunk was computed from.
     """
 
     chunks: int
@@ -43,13 +52,20 @@ class ReplayReport:
     uncovered_actions: int
 
     @property
+    def verdict(self) -> Verdict:
+        """Of the whole flight: what was not computed again is not said to be exact."""
+        if self.different_chunks or self.different_actions:
+            return Verdict.DIFFERENT
+        return Verdict.EXACT if self.chunks > 0 and self.uncovered_actions == 0 else Verdict.INCOMPLETE
+
+    @property
     def exact(self) -> bool:
-        """Whether everything came out as recorded, and there was something."""
-        return self.chunks > 0 and self.different_chunks == 0 and self.different_actions == 0
+        """Whether every action came out as recorded, and there was something."""
+        return self.verdict is Verdict.EXACT
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, with the verdict."""
-        return {"exact": self.exact, **asdict(self)}
+        return {"exact": self.exact, "verdict": self.verdict.value, **asdict(self)}
 
 
 def replay(log: FlightLog, policies: Mapping[str, ChunkPolicy], seam_ticks: int = SEAM_TICKS) -> ReplayReport:

@@ -70,7 +70,10 @@ class ActionSource(Protocol):
         """The robot held: what was planned before is no answer to the world after it."""
 
     def act(self, observation: Observation, tick: int, now_ns: int) -> Action | Missing | Gap:
-        """The action of a control tick, which is at ``now_ns`` on the data's clock, or why there is none. Ticks ascend."""
+        """The action of a control tick, which is at ``now_ns`` on the data's clock, or why there is none.
+
+        Ticks ascend, by more than 1 after some were skipped.
+        """
 
 
 class PolicySource:

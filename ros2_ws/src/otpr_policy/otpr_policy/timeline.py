@@ -6,7 +6,7 @@ actions are past and are left out; the rest replaces what was planned before. At
 out, unless the next chunk is late: then the rest bridges. With nothing left there is no action, and none is made up.
 
 The next chunk is asked for at the last tick at which it is still expected in time. If a chunk takes longer than what is left of it then
-lasts, several are under way at once.
+lasts, several are under way at once. One that has not come when it was expected is not counted on any more: another one is asked for.
 
 For the first chunk of an episode time begins when it comes: until then the robot stands still, so none of its actions is past.
 
@@ -14,6 +14,7 @@ With a delay of zero this is receding-horizon control as in evaluation. In-paint
 et al. 2025, arXiv 2506.07339).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,7 @@ class ChunkRequest:
         noise: (noise_shape).
         previous: (Ta, Da) for a policy that reads its previous chunk, None at a start.
         committed: for a policy that reads it, None where nothing is committed.
-        first: of its epoch; no action of it is ever past.
+        first: asked while nothing ran yet in its epoch; no action of it is ever past, and it is of no use once another chunk runs.
     """
 
     number: int
@@ -115,8 +116,8 @@ class TimelineCounters:
     discarded_actions: int = 0  # past when their chunk came
     bridged_ticks: int = 0  # lived on the rest of a chunk because the next was late
     underruns: int = 0  # ticks without an action, not counting the wait for a first chunk
-    late_chunks: int = 0  # came when all of their actions were past, or behind a newer one
-    stale_chunks: int = 0  # of an older epoch
+    late_chunks: int = 0  # came when all of their actions were past, or behind another one
+    stale_chunks: int = 0  # of an older epoch, or of a policy that was replaced
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Seam:
 class Timeline:
     """Hands out one action per tick and says when to ask for the next chunk.
 
-    In each tick: :meth:`observe`, then while :meth:`due` :meth:`request`, then :meth:`deliver` what has come, then :meth:`act`.
+    In each tick: :meth:`observe`, :meth:`request` if :meth:`due`, :meth:`deliver`, :meth:`collected`, again request if due, :meth:`act`.
     """
 
     def __init__(self, spec: PolicySpec, noise_shape: tuple[int, ...], seam_ticks: int = SEAM_TICKS) -> None:
@@ -185,15 +186,16 @@ class Timeline:
         self._seam_ticks = seam_ticks
         self._history = ObservationHistory(spec.observation_horizon)
         self._rng: np.random.Generator | None = None
-        self._generation = 0
         self._epoch = 0
         self._requests = 0
         self._tick = -1
+        self._collected = -1  # the last tick whose chunks are there
         self._stamp_ns = 0
         self._epoch_began: int | None = None
-        self._pending: list[tuple[ChunkRequest, PolicySpec]] = []  # oldest first
+        self._pending: dict[ChunkRequest, tuple[PolicySpec, int]] = {}  # and the tick at which its chunk is expected; oldest first
         self._running: _Running | None = None
         self._before: _Running | None = None  # what ran until the newest chunk joined
+        self.generation = 0  # of the policy that requests go to
         self.delay_ticks = 0  # after how many ticks a chunk is expected; set by whoever measures
         self.counters = TimelineCounters()
         self.seam: Seam | None = None  # of the chunk delivered last, if it joined and the one before it reached that far
@@ -215,7 +217,7 @@ class Timeline:
         """Asks another policy from the next request on; what the old one has planned stays until a chunk replaces it."""
         self._history = self._history.resized(spec.observation_horizon)
         self._spec, self._noise_shape = spec, noise_shape
-        self._generation += 1
+        self.generation += 1
 
     @property
     def in_flight(self) -> int:
@@ -234,18 +236,23 @@ class Timeline:
 
     def due(self, tick: int) -> bool:
         """Whether a chunk has to be asked for at a tick, which is the present or the next one."""
-        delay = self.delay_ticks
-        if self._pending:
-            newest, spec = self._pending[-1]
-            if newest.first:
-                return False
-            comes = newest.tick + max(delay, tick - newest.tick)
-            end = min(comes + spec.executed_length, newest.tick + spec.chunk_length)
-        elif self._running is not None:
-            end = self._running.end
-        else:
-            return True
-        return tick + delay >= end
+        awaited = self._awaited(tick)
+        if self._running is None or (awaited and awaited[-1].tick == tick):  # nothing new has been seen since
+            return not awaited
+        end = self._running.end
+        if awaited:
+            spec, comes = self._pending[awaited[-1]]
+            end = min(max(comes, tick) + spec.executed_length, awaited[-1].tick + spec.chunk_length)
+        return tick + self.delay_ticks >= end
+
+    def _awaited(self, tick: int) -> list[ChunkRequest]:
+        """Whose chunks would join, less those that are overdue: which these are is known when a tick's chunks are collected."""
+        asked = [(request, comes) for request, (_, comes) in self._pending.items() if self._joins(request)]
+        return [request for request, comes in asked if tick != self._collected or tick < max(comes, request.tick + 1)]
+
+    def _joins(self, request: ChunkRequest) -> bool:
+        """Whether its chunk would take over from the running one."""
+        return self._running is None or (not request.first and request.number > self._running.request.number)
 
     def observe(self, tick: int, observation: Array, stamp_ns: int = 0) -> None:
         """Begins a tick with its observation (Do,). Ticks ascend."""
@@ -262,36 +269,35 @@ class Timeline:
         request = ChunkRequest(
             number=self._requests,
             epoch=self._epoch,
-            generation=self._generation,
+            generation=self.generation,
             tick=self._tick,
             stamp_ns=self._stamp_ns,
             observation=self._history.stack(),
             noise=self._rng.standard_normal(self._noise_shape),
             previous=self._previous(),
             committed=self._committed(),
-            first=self._running is None and not self._pending,
+            first=self._running is None,
         )
         self._requests += 1
         self.counters.inferences += 1
-        self._pending.append((request, self._spec))
+        self._pending[request] = self._spec, self._tick + self.delay_ticks
         return request
-
-    @property
-    def generation(self) -> int:
-        """Of the policy that requests go to."""
-        return self._generation
 
     def expects(self, request: ChunkRequest) -> bool:
         """Whether the answer to a request would still be taken."""
-        return any(entry[0] is request for entry in self._pending)
-
-    def withdraw_all(self) -> None:
-        """Forgets every request; what comes in answer is dropped."""
-        self._pending.clear()
+        return request in self._pending
 
     def withdraw(self, request: ChunkRequest) -> None:
         """Forgets a request that will not be answered."""
-        self._pending = [entry for entry in self._pending if entry[0] is not request]
+        self._pending.pop(request, None)
+
+    def keep_only(self, wanted: Callable[[ChunkRequest], bool]) -> None:
+        """Forgets all other requests; what comes in answer to them is dropped."""
+        self._pending = {request: entry for request, entry in self._pending.items() if wanted(request)}
+
+    def collected(self) -> None:
+        """All chunks that come in the present tick have been delivered: what was expected by now is overdue."""
+        self._collected = self._tick
 
     def deliver(self, request: ChunkRequest, chunk: Array) -> bool:
         """Takes a chunk (Ta, Da) that has come; returns whether it joined. ``seam`` is that of this chunk afterwards.
@@ -300,17 +306,13 @@ class Timeline:
             ValueError: it has another length than the policy's spec says.
         """
         self.seam = None
-        entry = next((entry for entry in self._pending if entry[0] is request), None)
-        if entry is None:
+        if request not in self._pending:
             self.counters.stale_chunks += 1
             return False
-        spec = entry[1]
-        self.withdraw(request)
+        spec, _ = self._pending.pop(request)
         if len(chunk) != spec.chunk_length:
             raise ValueError(f"the policy yields {len(chunk)} actions, its spec says {spec.chunk_length}")
-        age = self._tick - request.tick
-        overtaken = self._running is not None and self._running.request.number > request.number
-        if overtaken or age >= spec.chunk_length:
+        if self._tick - request.tick >= spec.chunk_length or not self._joins(request):
             self.counters.late_chunks += 1
             return False
         first = self._tick if request.first else request.tick
@@ -324,18 +326,15 @@ class Timeline:
     def act(self) -> TimedAction | Gap:
         """The action (Da,) of the present tick. A chunk that came in the tick it was asked for is carried out as it is."""
         tick, running = self._tick, self._running
-        vector = None if running is None else running.at(tick)
-        if running is None or vector is None:
+        if running is None or (vector := running.at(tick)) is None:
             began = tick if self._epoch_began is None else self._epoch_began
             expected = running is None and tick - began <= self.delay_ticks
             self.counters.underruns += not expected
             return Gap(tick, expected)
         self.counters.bridged_ticks += tick >= running.end
-        source = Source(running.request.number, tick - running.first)
         point = self._seam_point()
-        if point is None:
-            return TimedAction(tick, vector.copy(), source)
-        return TimedAction(tick, vector - self._correction(point), source, point)
+        smooth = vector.copy() if point is None else vector - self._correction(point)
+        return TimedAction(tick, smooth, Source(running.request.number, tick - running.first), point)
 
     def _seam_point(self) -> SeamPoint | None:
         """Of the present tick, None where the running chunk is carried out as it is."""
@@ -365,9 +364,7 @@ class Timeline:
     def _previous(self) -> Array | None:
         """The last chunk, moved so that a policy which shifts it by its executed length finds the actions of the present tick in front."""
         running, spec = self._running, self._spec
-        if not spec.reads_previous or running is None:
-            return None
-        if running.chunk.shape[0] != spec.chunk_length:  # of another policy, before a hot swap
+        if not spec.reads_previous or running is None or len(running.chunk) != spec.chunk_length:  # of another policy, before a hot swap
             return None
         moved = self._tick - running.first - spec.executed_length
         return running.chunk[np.clip(np.arange(spec.chunk_length) + moved, 0, spec.chunk_length - 1)]
@@ -377,12 +374,12 @@ class Timeline:
 
         None when chunks come in the tick they are asked for: then nothing is committed, and the policy is the plain one.
         """
-        running, length = self._running, self._spec.chunk_length
-        if not self._spec.reads_committed or self.delay_ticks == 0 or running is None:
+        running, length, delay = self._running, self._spec.chunk_length, self.delay_ticks
+        if not self._spec.reads_committed or delay == 0 or running is None:
             return None
         known = running.chunk[self._tick - running.first :][:length]
-        joins = [max(0, request.tick + self.delay_ticks - self._tick) for request, _ in self._pending]
-        hard = min([self.delay_ticks, len(known), *joins])
+        joins = [self._pending[request][1] - self._tick for request in self._awaited(self._tick)]
+        hard = min([delay, len(known), *(ticks for ticks in joins if ticks >= 0)])
         share = np.arange(len(known) - hard, 0, -1) / (len(known) - hard + 1)
         weight = np.zeros(length)
         weight[:hard] = 1.0

@@ -74,8 +74,9 @@ def describe(flight: Flight, report: ReplayReport) -> str:
     if report.missing_chunks:
         rows.append(("without an answer", f"{report.missing_chunks} request(s)"))
     if report.uncovered_actions:
-        rows.append(("not computed again", f"{report.uncovered_actions} action(s) of chunks from before the flight"))
-    return format_table(("replay", "exact" if report.exact else "DIFFERENT"), rows)
+        rows.append(("not computed again", f"{report.uncovered_actions} action(s), whose chunks were asked for before the flight begins"))
+    verdict = report.verdict.value
+    return format_table(("replay", verdict if report.exact else verdict.upper()), rows)
 
 
 def _differences(count: int, largest: float) -> str:

@@ -102,17 +102,19 @@ class ControlThread:
         next_tick = time.monotonic()
         while self._wait_until(next_tick):
             self._wait_for_sample()
+            next_tick = self._newest(next_tick)
             with self._wake:
                 shift_s = self._phase.shift_s(next_tick)
             self._tick(self._data_clock_ns())
             deadline = next_tick + self._period_s
-            late_s = time.monotonic() - deadline
-            if late_s > 0:
-                self._counters.deadline_misses += 1
-                skipped = int(late_s / self._period_s)  # ticks whose whole time has passed are not made up for in a burst
-                self._counters.skipped_ticks += skipped
-                deadline += skipped * self._period_s
+            self._counters.deadline_misses += time.monotonic() > deadline
             next_tick = deadline + shift_s
+
+    def _newest(self, tick: float) -> float:
+        """The newest tick that is due; those before it, whose whole time has passed, are not made up for in a burst but counted."""
+        skipped = max(0, int((time.monotonic() - tick) / self._period_s))
+        self._counters.skipped_ticks += skipped
+        return tick + skipped * self._period_s
 
     def _wait_for_sample(self) -> None:
         """Waits for the sample that is about to come, if one is; see :class:`ArrivalPhase`."""
