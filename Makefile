@@ -50,7 +50,7 @@ demo: env-sim  ## run the shipped policy, or POLICY=FILE, on the simulated robot
 walkthrough: env-trainer  ## docs/walkthrough.md: demonstrations by scripted keys, cloning, export, trials of two policies (a quarter of an hour)
 	@$(BIN)/python tests/walkthrough.py
 
-test: check  ## all checks and tests, what CI runs
+test: check  ## checks and tests, what CI runs; without those that take minutes each
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST)
 
 test-slow: env  ## the tests that take minutes

@@ -169,7 +169,6 @@ def record_until_killed(directory: Path, accepted: mmap.mmap) -> None:
         n += 1
 
 
-@pytest.mark.slow
 def test_two_hundred_kills_at_random_moments_each_lose_less_than_a_second(tmp_path: Path) -> None:
     """Readable every time; recovered, it is a bag with everything up to a second before the kill."""
     begin(tmp_path / "first").discard()  # so that a child begins at once

@@ -15,7 +15,7 @@ from teleop_pilot import NEAR, Teleop, Watcher, watching, way_to_grasp
 
 from otpr_policy.spec import Array
 
-pytestmark = [pytest.mark.ros, pytest.mark.slow]
+pytestmark = pytest.mark.ros
 
 SHIPPED_POLICY = Path(__file__).parents[2] / "policies" / "lift.onnx"
 STILL = np.zeros(3)

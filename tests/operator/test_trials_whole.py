@@ -20,7 +20,7 @@ from otpr_operator.trials.console import QUESTION, READY, RUNNING
 from otpr_policy import bringup
 from otpr_policy.supervisor import Supervisor
 
-pytestmark = [pytest.mark.ros, pytest.mark.slow]
+pytestmark = pytest.mark.ros
 SHIPPED = Path(__file__).parents[2] / "policies" / "lift.onnx"
 PROGRAM = (
     "import argparse, sys\nfrom otpr_operator.commands.trial import COMMAND\n"

@@ -56,7 +56,6 @@ def corrections(failing: DiffusionPolicy) -> Demonstrations:
     )
 
 
-@pytest.mark.slow
 def test_a_policy_that_fails_where_it_is_hot_is_corrected_there_and_then_succeeds(
     failing: DiffusionPolicy, corrections: Demonstrations, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,6 @@ def test_a_file_has_what_robosuite_and_robomimic_look_for(lift, exported):
         assert file["mask/train"][()].tolist() == [b"demo_0"] and file["mask/valid"][()].tolist() == [b"demo_1"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--use-actions"]], ids=["states", "actions"])
 def test_robosuites_own_playback_plays_every_episode(lift, exported, options):
     words = [sys.executable, PLAYBACK, "--folder", exported.parent, *options]
