@@ -10,7 +10,6 @@ Run `make bench-candidates`. It writes out/bench/candidates.json and the table o
 
 import argparse
 import json
-import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from otpr_policy.files import write_text
 from otpr_policy.inference import OnnxPolicy
+from otpr_policy.machine import machine
 from otpr_policy.spec import Array, PolicySpec
 from otpr_sim import registry
 from otpr_trainer.algorithms.bc import Config
@@ -117,23 +117,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench"), help="folder of candidates.json and .md (default out/bench)")
     options = parser.parse_args()
     rows = measure(options.task, sorted({1, *options.candidates}), options.rounds, options.calls)
-    machine = {"processor": _processor(), "python": platform.python_version(), "onnxruntime": onnxruntime.__version__}
+    here = {**machine(), "onnxruntime": onnxruntime.__version__}
     sizes = {"width": CONFIG.width, "depth": CONFIG.depth, "steps": STEPS, "eta": ETA, "critic": CRITIC.to_json()}
     text = table(rows)
-    report = {"rows": [asdict(row) for row in rows], "goal": {"candidates": 8, "ratio": GOAL}, "sizes": sizes, "machine": machine}
+    report = {"rows": [asdict(row) for row in rows], "goal": {"candidates": 8, "ratio": GOAL}, "sizes": sizes, "machine": here}
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "candidates.json", json.dumps(report, indent=2) + "\n")
     write_text(options.out / "candidates.md", text)
     print(text, end="")
-
-
-def _processor() -> str:
-    """The processor's name where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from otpr_policy.errors import EnvironmentSetupError
 from otpr_policy.files import write_text
 from otpr_policy.health import Percentiles
 from otpr_policy.inference import OnnxPolicy
+from otpr_policy.machine import machine
 from otpr_policy.realtime import request_fifo
 from otpr_policy.spec import Array, PolicySpec
 from otpr_sim import registry
@@ -184,16 +184,14 @@ def main() -> None:
     for width in options.widths:
         policies = variants(options.task, width, options.out)
         found += rows(width, measure(policies, options.calls, f"3 x {width}"), errors(policies))
-    machine = {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
+    here = {
+        **machine(),
         "scheduling": "SCHED_FIFO" if fifo else "ordinary",
         "load_at_start": load,
         **{name: version(name) for name in ("torch", "numpy", "onnxruntime")},
     }
     sizes = {"depth": DEPTH, "steps": STEPS, "eta": ETA}
-    report = {"rows": [asdict(row) for row in found], "goals": GOALS, "verdict": verdict(found), "sizes": sizes, "machine": machine}
+    report = {"rows": [asdict(row) for row in found], "goals": GOALS, "verdict": verdict(found), "sizes": sizes, "machine": here}
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "inference.json", json.dumps(report, indent=2) + "\n")
     write_text(options.out / "inference.md", table(found))

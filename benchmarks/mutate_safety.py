@@ -210,6 +210,9 @@ class _Replacing(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(self._code, module.__dict__)  # noqa: S102
 
 
+_BROKEN = 70  # of a child that did not get as far as the tests
+
+
 def judge(module: str, source: str, timeout_s: float) -> str:
     """``killed``, ``survived`` or ``timeout``: runs the module's tests against the source in a forked process."""
     child = os.fork()
@@ -219,7 +222,10 @@ def judge(module: str, source: str, timeout_s: float) -> str:
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
-            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+            code = os.waitstatus_to_exitcode(status)
+            if code in (_BROKEN, 5):  # 5: pytest found no tests
+                raise RuntimeError(f"the tests of {module} did not run: status {code}")
+            return "survived" if code == 0 else "killed"
         if time.monotonic() > deadline:
             os.killpg(child, signal.SIGKILL)
             os.waitpid(child, 0)
@@ -229,7 +235,7 @@ def judge(module: str, source: str, timeout_s: float) -> str:
 
 def _run_tests(module: str, source: str) -> None:
     """In the child; never returns."""
-    status = 70
+    status = _BROKEN
     try:
         os.setpgid(0, 0)
         silence = os.open(os.devnull, os.O_WRONLY)

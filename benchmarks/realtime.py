@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from otpr_policy.files import make_directory, write_text
 from otpr_policy.health import Counters, Percentiles
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.latency import busy_processes
+from otpr_policy.machine import machine
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.realtime import Role, Scheduler, release_fifo
 from otpr_policy.ros.control_thread import ControlThread, Pacing
@@ -146,14 +146,13 @@ def main() -> int:
     for row in rows:
         for denial in row["denied"]:
             print(f"WARNING: {denial}", file=sys.stderr)
-    machine = {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
+    here = {
+        **machine(),
         "onnxruntime": onnxruntime.__version__,
         "load_at_start": before,
         "threads": threading.active_count(),
     }
-    report = {"rows": rows, "rate_hz": RATE_HZ, "busy_processes": BUSY, "goals": GOALS, "machine": machine}
+    report = {"rows": rows, "rate_hz": RATE_HZ, "busy_processes": BUSY, "goals": GOALS, "machine": here}
     make_directory(options.out)
     write_text(options.out / "realtime.json", json.dumps(report, indent=2) + "\n")
     print(f"{table(rows)}load before: {before:.1f}, to which {BUSY} busy processes of ours came")

@@ -12,7 +12,6 @@ Run `make bench-ros`. It writes out/bench/ros_latency.json and prints a table.
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import threading
@@ -34,6 +33,7 @@ from otpr_policy.contract import Reliability
 from otpr_policy.errors import EnvironmentSetupError, OtprError
 from otpr_policy.files import make_directory, write_text
 from otpr_policy.health import Percentiles
+from otpr_policy.machine import machine
 from otpr_policy.realtime import Role, Scheduler
 from otpr_policy.ros.messages import COMMAND_QOS, STATE_PUBLISHER_QOS, ns_to_stamp, stamp_to_ns, subscription_qos
 from otpr_policy.ros.process import start_ros
@@ -269,9 +269,9 @@ def main() -> int:
     except OtprError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    machine = {"python": platform.python_version(), "onnxruntime": version("onnxruntime"), "cores": os.cpu_count(), "load_at_start": load}
+    here = {**machine(), "onnxruntime": version("onnxruntime"), "load_at_start": load}
     scheduling = "SCHED_FIFO" if fifo else "ordinary"
-    report = {"rows": rows, "goal": {"ratio_p99": GOAL}, "scheduling": scheduling, "state_rate_hz": RATE_HZ, "machine": machine}
+    report = {"rows": rows, "goal": {"ratio_p99": GOAL}, "scheduling": scheduling, "state_rate_hz": RATE_HZ, "machine": here}
     make_directory(options.out)
     write_text(options.out / "ros_latency.json", json.dumps(report, indent=2) + "\n")
     print(f"{table(rows)}scheduling: {scheduling}; load at start {load:.1f}; goal: p99 at most {GOAL:g} times the echo node's")

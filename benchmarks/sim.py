@@ -13,7 +13,6 @@ Run `make bench-sim`. It writes out/bench/sim.json and the table out/bench/sim.m
 import argparse
 import json
 import multiprocessing
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from otpr_policy.files import write_text
+from otpr_policy.machine import machine
 from otpr_policy.rotation import matrix_to_columns, rotation_vector_to_matrix
 from otpr_policy.spec import Array, Field, VectorSpec
 from otpr_sim import registry
@@ -257,22 +257,13 @@ def main() -> None:
     with tqdm(total=options.rounds * len(options.scenes), unit="round") as progress:
         rows = [measure(scene, options.rounds, options.steps, progress) for scene in options.scenes]
     workers = measure_workers()
-    machine = {"processor": _processor(), "python": platform.python_version(), **TESTED_VERSIONS}
+    here = {**machine(), **TESTED_VERSIONS}
     text = table(rows, workers)
     options.out.mkdir(parents=True, exist_ok=True)
-    report = {"rows": [asdict(row) for row in rows], "workers": workers, "machine": machine, "unit": "environment steps per second"}
+    report = {"rows": [asdict(row) for row in rows], "workers": workers, "machine": here, "unit": "environment steps per second"}
     write_text(options.out / "sim.json", json.dumps(report, indent=2) + "\n")
     write_text(options.out / "sim.md", text)
     print(text, end="")
-
-
-def _processor() -> str:
-    """The processor's name where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

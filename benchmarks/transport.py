@@ -14,7 +14,6 @@ Run `make bench-transport`. It writes out/bench/transport.json and prints a tabl
 import argparse
 import json
 import os
-import platform
 import statistics
 import time
 import warnings
@@ -31,6 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from otpr_policy.files import write_text
+from otpr_policy.machine import machine
 from otpr_policy.spec import Array
 from otpr_trainer import transport
 from otpr_trainer.transport import Kind
@@ -168,13 +168,13 @@ def main() -> None:
     blocks = [block for block in BLOCKS if block[0] in options.states]
     with tqdm(total=len(blocks) * (options.rounds + 1), unit="round") as progress:
         rows = [row for n, m in blocks for row in measure(n, m, options.support, options.rounds, progress)]
-    machine = {"python": platform.python_version(), **{name: version(name) for name in ("torch", "numpy", "scipy", "POT")}}
+    here = {**machine(), **{name: version(name) for name in ("torch", "numpy", "scipy", "POT")}}
     report = {
         "rows": [asdict(row) for row in rows],
         "support": options.support,
         "tolerance": transport.TOLERANCE,
         "load_at_start": load,
-        "machine": machine,
+        "machine": here,
     }
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "transport.json", json.dumps(report, indent=2) + "\n")

@@ -4,7 +4,6 @@
 import gc
 import json
 import os
-import platform
 import sys
 import threading
 import time
@@ -23,6 +22,7 @@ from otpr_policy.files import check_writable, write_text
 from otpr_policy.fit import Fit, StepCost, best, describe, fit, of_one_run
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.latency import Timing, back_to_back, busy_processes, paced
+from otpr_policy.machine import machine
 from otpr_policy.realtime import Role, Scheduler, release_fifo
 from otpr_policy.table import format_table
 
@@ -151,9 +151,7 @@ def _report(measured: list[Measured], arguments: Namespace, scheduler: Scheduler
         "estimated_step_ms": _cost(measured, measured).step_ms,
         "scheduling": scheduler.describe(),
         "machine": {
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
+            **machine(),
             "onnxruntime": onnxruntime.__version__,
             "load_at_start": load_at_start,
         },
@@ -209,15 +207,6 @@ def _choice(measured: list[Measured], report: dict[str, Any]) -> str:
     if not report["of_one_run"]:
         words += " The files come from different trainings, so the table compares more than their steps."
     return f"{table}\n{words}"
-
-
-def _processor() -> str:
-    """The processor's name where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 COMMAND = Command("measure whether policy files fit this computer and a control rate, idle and busy", _add_arguments, _run)
