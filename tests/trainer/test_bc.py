@@ -164,3 +164,6 @@ def test_stored_settings_are_read_back_and_unknown_or_mistyped_ones_refused():
         from_json(Config, {**data, "widht": 3})
     with pytest.raises(RunError, match="width must be a int"):
         from_json(Config, {**data, "width": "wide"})
+    del data["width"]
+    with pytest.raises(RunError, match=r"setting width is missing: .*another version"):
+        from_json(Config, data)

@@ -65,9 +65,11 @@ def variants(algorithm: Any) -> Mapping[str, Mapping[str, Any]]:
 def from_json(kind: type[Config], data: Any) -> Config:
     """Parses ``dataclasses.asdict``'s form. Raises RunError on a key that is unknown or missing, or a value of another type."""
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(data, dict) or set(data) != set(fields):
-        wrong = sorted(set(data) ^ set(fields)) if isinstance(data, dict) else [repr(data)]
+    if not isinstance(data, dict) or not set(data) <= set(fields):
+        wrong = sorted(set(data) - set(fields)) if isinstance(data, dict) else [repr(data)]
         raise RunError(unknown("setting", ", ".join(wrong), fields))
+    if missing := sorted(set(fields) - set(data)):
+        raise RunError(f"setting {', '.join(missing)} is missing: these are the settings of another version of this program")
     for name, value in data.items():
         if type(value) is not type(fields[name].default):
             raise RunError(f"setting {name} must be a {type(fields[name].default).__name__}, got {value!r}")
