@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from geometry_msgs.msg import PoseStamped
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from std_msgs.msg import Bool, String
@@ -38,16 +39,21 @@ class Scene:
         self.tracked: list[float] = []
         self.states: list[tuple[float, str]] = []
         self.holding: list[tuple[float, bool]] = []
-        listen = self.observer.create_subscription
-        listen(PoseStamped, "/target_pose", lambda _m, info: self.commands.append(_sent_s(info)), COMMAND_QOS)
-        listen(PoseStamped, tracked, lambda _m, info: self.tracked.append(_sent_s(info)), STATE_PUBLISHER_QOS)
-        listen(String, "/policy_node/state", lambda m, info: self.states.append((_sent_s(info), m.data)), LATCHED_QOS)
-        listen(Bool, "/twin/holding", lambda m, info: self.holding.append((_sent_s(info), m.data)), LATCHED_QOS)
+        self._unheard = {"/target_pose", tracked, "/policy_node/state", "/twin/holding"}
+        self._listen(PoseStamped, "/target_pose", lambda _m, info: self.commands.append(_sent_s(info)), COMMAND_QOS)
+        self._listen(PoseStamped, tracked, lambda _m, info: self.tracked.append(_sent_s(info)), STATE_PUBLISHER_QOS)
+        self._listen(String, "/policy_node/state", lambda m, info: self.states.append((_sent_s(info), m.data)), LATCHED_QOS)
+        self._listen(Bool, "/twin/holding", lambda m, info: self.holding.append((_sent_s(info), m.data)), LATCHED_QOS)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.observer)
         self._closed = False
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
+
+    def _listen(self, kind: Any, topic: str, note: Any, qos: Any) -> None:
+        """``note(message, info)``; a topic counts as heard from the moment when somebody who sends it was met."""
+        matched = SubscriptionEventCallbacks(matched=lambda _info: self._unheard.discard(topic))
+        self.observer.create_subscription(kind, topic, note, qos, event_callbacks=matched)
 
     def start(self, name: str) -> None:
         """Starts a process, or starts it again."""
@@ -65,9 +71,11 @@ class Scene:
 
     def engage(self) -> None:
         """Waits until the robot moves."""
-        self.wait_for(lambda: self.tracked, "the tracker", timeout_s=120.0)
+        self.wait_for(lambda: self.tracked and not self._unheard, "the tracker and whoever else is to be heard", timeout_s=120.0)
         for _ in range(10):  # a machine that starts three processes may stall for longer than the watchdog allows
+            self.call(SetBool, "/policy_node/engage", SetBool.Request(data=False))
             self.call(Trigger, "/policy_node/reset", Trigger.Request())
+            self.call(Trigger, "/twin/reset", Trigger.Request())  # the attempt before may have taken the cube out of the known range
             sent = len(self.commands)
             answer = self.call(SetBool, "/policy_node/engage", SetBool.Request(data=True))
             deadline = time.monotonic() + 2
