@@ -13,6 +13,7 @@ from otpr_policy.cli import installed_commands
 from otpr_policy.errors import PlanError
 from otpr_trainer.commands import train
 from otpr_trainer.compare import plan as plans
+from otpr_trainer.compare import report
 from otpr_trainer.compare.jobs import Kind, jobs
 
 PLAN = """
@@ -45,7 +46,7 @@ def load(folder, text):
         ("lift2-ablation", 5, 12_000),
         ("lift5-shift", 3, 30_000),
         ("square20", 3, 100_000),
-        ("lift5-baselines", 5, 30_000),
+        ("lift5-baselines", 3, 30_000),
     ],
 )
 def test_a_shipped_plan_is_valid_and_found_by_its_name(name, seeds, budget):
@@ -73,6 +74,21 @@ def test_quick_has_every_method():
     replay = {"filtered_bc", "drwr", "dawr", "idql", "dql", "qsm", "dipo", "ddiffpg", "qvpo", "otpr"}
     others = {"bridger", "dppo", "ars", "rlpd", "residual", "dsrl"}
     assert {method.algorithm for method in plans.load("quick").methods} == replay | others
+
+
+def test_a_method_has_the_budget_that_is_nearest_to_it(tmp_path):
+    text = PLAN.replace("demos: 2", "demos: 2, budget: 200").replace("name: otpr,", "name: otpr, budget: 300,")
+    plan = load(tmp_path, text.replace("tasks: [", "tasks: [{task: can, demos: 1}, "))
+    assert {(job.task, job.method): job.budget for job in jobs(plan) if job.budget} == {
+        ("can", "filtered_bc"): 100,
+        ("lift", "filtered_bc"): 200,
+        ("can", "otpr"): 300,
+        ("lift", "otpr"): 300,
+    }
+    trained = next(job for job in jobs(plan) if job.name == "lift/otpr/0/train")
+    assert trained.words[trained.words.index("--steps") + 1] == "300"
+    assert report.budgets(plan) == "100 (can), 200 (lift), 300 (otpr)"
+    assert report.budgets(plans.load("lift5-dppo")) == "30000, 300000 (dppo)"
 
 
 MISTAKES = {
@@ -109,11 +125,18 @@ MISTAKES = {
     "name: filtered_bc": [("name: otpr", "'otpr' cannot be a name; each must be different"), ("name: demos", "not demos or bc")],
     "pool: near": [
         ("pool: nar", "method otpr: .*nar.*all.*near.*own|method otpr: .*own.*near.*all"),
-        ("steps: 5", "steps is the plan's budget, the same for all methods"),
+        ("steps: 5", "steps is the budget, which the plan, a task or a method has under that name"),
     ],
     "candidates: [1, 8]": [
         ("candidates: [0]", "candidates of otpr must be different whole numbers from 1"),
         ("candidates: []", "must be different"),
+    ],
+    "name: otpr,": [("name: otpr, budget: -1,", "budget of otpr must be at least 0, got -1")],
+    "  - {name: filtered_bc, algorithm: filtered_bc}": [
+        (
+            "  - {name: filtered_bc, algorithm: filtered_bc}\n  - {name: bridge, algorithm: bridger, budget: 9}",
+            "bridge has a budget, but bridger learns from the demonstrations alone",
+        )
     ],
     "control: filtered_bc": [("control: bc", "control: unknown method 'bc'; known: filtered_bc, otpr")],
 }

@@ -89,7 +89,7 @@ def jobs(plan: Plan) -> tuple[Job, ...]:
             if method is start:
                 trained = cloned
             elif method.name in tuned:
-                trained = _train(task, method, seed, init=cloned.run, budget=task.budget or plan.budget, needs=(collect.name, cloned.name))
+                trained = _train(task, method, seed, init=cloned.run, budget=method.steps(plan, task), needs=(collect.name, cloned.name))
             else:
                 trained = _train(task, method, seed, init="", budget=0, needs=(collect.name,))
             found += [trained, *_evaluations(plan, task, method, seed, trained, acting[method.name])]

@@ -68,6 +68,7 @@ class StartPlan:
 class MethodPlan:
     """One way to learn. ``candidates``: ways of acting to judge; 1 is a plain sample, S the critic's choice among S.
 
+    ``budget``: where the plan's and the task's are not meant, for a method that lives on another scale; 0 where they are.
     One that starts from nothing but the demonstrations, such as ``bridger``, has no part in the budget.
     """
 
@@ -75,6 +76,11 @@ class MethodPlan:
     algorithm: str
     settings: Mapping[str, object] = field(default_factory=dict)
     candidates: tuple[int, ...] = (1,)
+    budget: int = 0
+
+    def steps(self, plan: "Plan", task: TaskPlan) -> int:
+        """Environment steps of a training on this task."""
+        return self.budget or task.budget or plan.budget
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,9 @@ def _check(plan: Plan, where: str) -> None:
     for method in plan.methods:
         if not method.candidates or len(set(method.candidates)) < len(method.candidates) or min(method.candidates) < 1:
             raise PlanError(f"{where}: candidates of {method.name} must be different whole numbers from 1, got {list(method.candidates)}")
+        _at_least(0, f"{where}: budget of {method.name}", method.budget)
+        if method.budget and not fine_tunes(method.algorithm):
+            raise PlanError(f"{where}: {method.name} has a budget, but {method.algorithm} learns from the demonstrations alone")
         if max(method.candidates) > 1 and not chooses(method.algorithm):
             raise PlanError(
                 f"{where}: {method.name} has candidates {list(method.candidates)}, but {method.algorithm} trains no critic to choose"
@@ -206,7 +215,7 @@ def _method_config(plan: Plan, method: MethodPlan) -> Any:
         return _config(algorithm, method.settings, where)
     if BUDGET_SETTING not in {one.name for one in fields(algorithm.Config)}:
         raise PlanError(f"{where}: {method.algorithm} has no setting {BUDGET_SETTING!r} to give the budget to")
-    return _config(algorithm, method.settings, where, fixed={BUDGET_SETTING: plan.budget})
+    return _config(algorithm, method.settings, where, fixed={BUDGET_SETTING: method.budget or plan.budget})
 
 
 def _config(algorithm: Algorithm, settings: Mapping[str, object], where: str, *, fixed: Mapping[str, Any] | None = None) -> Any:
@@ -218,7 +227,7 @@ def _config(algorithm: Algorithm, settings: Mapping[str, object], where: str, *,
         if key == VARIANT:
             continue
         if key in (fixed or {}):
-            raise PlanError(f"{where}: {key} is the plan's budget, the same for all methods")
+            raise PlanError(f"{where}: {key} is the budget, which the plan, a task or a method has under that name")
         if key not in defaults:
             raise PlanError(f"{where}: {unknown('setting', key, defaults)}")
         wanted = type(defaults[key])

@@ -84,7 +84,7 @@ def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pic
             f"Python {here['python']}, one thread per job. {len(jobs) - len(results.missing)} of {len(jobs)} jobs are done."
         ),
         Text(
-            f"Budget {_budgets(plan)} environment steps per seed of each method that fine-tunes. Evaluation: "
+            f"Budget {budgets(plan)} environment steps per seed of each method that fine-tunes. Evaluation: "
             f"{plan.evaluation.episodes} episodes with seed {plan.evaluation.seed}, the same scenes for all; DDIM, "
             f"{plan.evaluation.steps} steps, eta 1, or as many of an interpolant; a policy with a chain of its own acts with that."
         ),
@@ -112,12 +112,12 @@ def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pic
     return blocks + ([Heading("Not done yet"), Lines(results.missing, code=False)] if results.missing else [])
 
 
-def _budgets(plan: Plan) -> str:
-    """The budget, or that of each task where they differ."""
+def budgets(plan: Plan) -> str:
+    """The budget, or that of each task where they differ, and of methods that have one of their own."""
     budgets = {task.name: task.budget or plan.budget for task in plan.tasks}
-    if len(set(budgets.values())) == 1:
-        return str(next(iter(budgets.values())))
-    return ", ".join(f"{budget} ({name})" for name, budget in budgets.items())
+    alike = len(set(budgets.values())) == 1
+    texts = [str(next(iter(budgets.values())))] if alike else [f"{budget} ({name})" for name, budget in budgets.items()]
+    return ", ".join(texts + [f"{method.budget} ({method.name})" for method in plan.methods if method.budget])
 
 
 def _table(results: Results, rows: list[Row]) -> Table:
