@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DDiffPG: modes of episodes, who inherits what, one Q for each, equal parts of a batch, and novelty."""
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import point_tuning
@@ -20,20 +20,9 @@ def here(monkeypatch):
 
 
 @pytest.fixture
-def make():
-    """Makes learners of the point task, and closes them."""
-    learners = []
-
-    def build(rounds=0, **changes):
-        config = ddiffpg.Config(**{**point_tuning.SETTINGS["ddiffpg"], **changes})
-        learners.append(ddiffpg.Learner(config, point_tuning.setup()))
-        for _ in range(rounds):
-            learners[-1].update()
-        return learners[-1]
-
-    yield build
-    for learner in learners:
-        learner.close()
+def make(make):
+    """Makes learners of DDiffPG on the point task."""
+    return partial(make, "ddiffpg")
 
 
 def rough(critic, seed=5):

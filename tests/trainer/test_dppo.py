@@ -3,6 +3,7 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import point_task
@@ -52,17 +53,9 @@ def here(monkeypatch):
 
 
 @pytest.fixture
-def make():
-    """Makes learners of the point task, and closes them."""
-    learners = []
-
-    def build(setup=None, **changes):
-        learners.append(dppo.Learner(Config(**{**SMALL, **changes}), setup or point_tuning.setup()))
-        return learners[-1]
-
-    yield build
-    for learner in learners:
-        learner.close()
+def make(make):
+    """Makes learners of DPPO on the point task."""
+    return partial(make, "dppo", **SMALL)
 
 
 def numbers(metrics):

@@ -29,22 +29,6 @@ def here(monkeypatch):
     point_tuning.play_here(monkeypatch)
 
 
-@pytest.fixture
-def make():
-    """Makes learners of the point task, and closes them."""
-    learners = []
-
-    def build(name, setup=None, **changes):
-        module = importlib.import_module(f"otpr_trainer.algorithms.{name}")
-        config = module.Config(**{**point_tuning.SETTINGS[name], **changes})
-        learners.append(module.Learner(config, setup or point_tuning.setup()))
-        return learners[-1]
-
-    yield build
-    for learner in learners:
-        learner.close()
-
-
 def numbers(metrics):
     """Metrics without wall-clock times."""
     return {name: float(value) for name, value in metrics.items() if not name.startswith("seconds/")}

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """OTPR's laws: what the compatibility is invariant to, what it trains the policy towards, when it is trusted."""
 
+from functools import partial
+
 import numpy as np
 import point_tuning
 import pytest
@@ -10,7 +12,7 @@ from otpr_policy.spec import Field, PolicySpec, Semantics, VectorSpec
 from otpr_sim import registry
 from otpr_sim.env import TaskSpec
 from otpr_trainer import finetune
-from otpr_trainer.algorithms.otpr import VARIANTS, Config, Learner, Pool, Targets, Weights
+from otpr_trainer.algorithms.otpr import VARIANTS, Config, Pool, Targets, Weights
 from otpr_trainer.data.demonstrations import Demonstrations, Episode, Header
 from otpr_trainer.data.replay import Origin
 from otpr_trainer.interaction import play
@@ -24,17 +26,9 @@ def here(monkeypatch):
 
 
 @pytest.fixture
-def make():
-    """Makes learners of the point task, and closes them."""
-    learners = []
-
-    def build(setup=None, **changes):
-        learners.append(Learner(Config(**{**point_tuning.SETTINGS["otpr"], **changes}), setup or point_tuning.setup()))
-        return learners[-1]
-
-    yield build
-    for learner in learners:
-        learner.close()
+def make(make):
+    """Makes learners of OTPR on the point task."""
+    return partial(make, "otpr")
 
 
 # What is imitated

@@ -2,6 +2,7 @@
 """OTPR: what an offset or a scale of Q does not change, in training, in acting and beside the keypoints' guidance."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import point_tuning
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from otpr_trainer.acting import every_other, never
-from otpr_trainer.algorithms.otpr import Config, Learner, Pool, Weights
+from otpr_trainer.algorithms.otpr import Pool, Weights
 
 
 @pytest.fixture(autouse=True)
@@ -18,17 +19,9 @@ def here(monkeypatch):
 
 
 @pytest.fixture
-def make():
-    """Makes learners of the point task, and closes them."""
-    learners = []
-
-    def build(**changes):
-        learners.append(Learner(Config(**{**point_tuning.SETTINGS["otpr"], **changes}), point_tuning.setup()))
-        return learners[-1]
-
-    yield build
-    for learner in learners:
-        learner.close()
+def make(make):
+    """Makes learners of OTPR on the point task."""
+    return partial(make, "otpr")
 
 
 def spread(cost):

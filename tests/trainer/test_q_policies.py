@@ -21,23 +21,6 @@ def here(monkeypatch):
     point_tuning.play_here(monkeypatch)
 
 
-@pytest.fixture
-def make():
-    """Makes learners of the point task, and closes them."""
-    learners = []
-
-    def build(name, rounds=0, **changes):
-        module = importlib.import_module(f"otpr_trainer.algorithms.{name}")
-        learners.append(module.Learner(module.Config(**{**point_tuning.SETTINGS[name], **changes}), point_tuning.setup()))
-        for _ in range(rounds):
-            learners[-1].update()
-        return learners[-1]
-
-    yield build
-    for learner in learners:
-        learner.close()
-
-
 def rough(learner):
     """Lets the critics differ, from each other and from state to state, as after long training."""
     generator = torch.Generator().manual_seed(5)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """DRWR and DAWR: what a chunk weighs, by hand, and that cloning is what is left where all weigh the same."""
 
-import importlib
 import math
 
 import point_tuning
@@ -18,21 +17,6 @@ both = pytest.mark.parametrize("name", ["drwr", "dawr"])
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     point_tuning.play_here(monkeypatch)
-
-
-@pytest.fixture
-def make():
-    """Makes learners of the point task, and closes them."""
-    learners = []
-
-    def build(name, **changes):
-        module = importlib.import_module(f"otpr_trainer.algorithms.{name}")
-        learners.append(module.Learner(module.Config(**{**point_tuning.SETTINGS[name], **changes}), point_tuning.setup()))
-        return learners[-1]
-
-    yield build
-    for learner in learners:
-        learner.close()
 
 
 # Weights
