@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests of fine-tuning start from: small policies of the point task, small settings, and environments without processes."""
 
+import copy
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,7 @@ import point_task
 import pytest
 import torch
 import toy_runs
+from torch import Tensor
 from tqdm import tqdm
 
 from otpr_policy.spec import PolicySpec
@@ -23,7 +25,7 @@ from otpr_sim.vector_pool import Failure
 from otpr_sim.vector_worker import Reset, SharedRecords, Step, WorkerSetup, _obey
 from otpr_trainer.actor import DiffusionActor
 from otpr_trainer.algorithms import bc
-from otpr_trainer.learner import Setup
+from otpr_trainer.learner import Learner, Setup
 from otpr_trainer.normalization import AffineMap
 from otpr_trainer.policy import DiffusionPolicy, PolicyConfig
 
@@ -93,6 +95,17 @@ def cloned() -> DiffusionPolicy:
 
 def setup(seed: int = 0, start: DiffusionPolicy | None = None, **changes: Any) -> Setup:
     return replace(point_task.setup(seed=seed), start=start or cloned(), **changes)
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics without wall-clock times."""
+    return {name: float(value) for name, value in metrics.items() if not name.startswith("seconds/")}
+
+
+def snapshot(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All that a learner is, as copies that its going on does not change."""
+    state = learner.checkpoint()
+    return {name: tensor.detach().clone() for name, tensor in state.tensors.items()}, copy.deepcopy(dict(state.values))
 
 
 class LocalPool:

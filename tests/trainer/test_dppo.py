@@ -58,16 +58,6 @@ def make(make):
     return partial(make, "dppo", **SMALL)
 
 
-def numbers(metrics):
-    """Metrics without wall-clock times."""
-    return {name: float(value) for name, value in metrics.items() if not name.startswith("seconds/")}
-
-
-def snapshot(learner):
-    state = learner.checkpoint()
-    return {name: tensor.detach().clone() for name, tensor in state.tensors.items()}, copy.deepcopy(state.values)
-
-
 def assert_same(ours, theirs):
     (tensors, values), (others, other_values) = ours, theirs
     assert set(tensors) == set(others) and values == other_values
@@ -117,7 +107,7 @@ def test_evaluations_are_beside_training_and_not_in_it(make):
         plain.update()
         judged.update()
         assert len(judged.evaluations()) == 1
-    assert_same(snapshot(judged), snapshot(plain))
+    assert_same(point_tuning.snapshot(judged), point_tuning.snapshot(plain))
 
 
 def test_evaluation_is_without_exploration_and_training_with(make):
@@ -138,7 +128,7 @@ def test_workers_and_the_order_in_which_episodes_end_do_not_matter(make, monkeyp
     if workers == 1:
         monkeypatch.setattr(finetune, "play", lambda *arguments: reversed(list(play(*arguments))))
     other.update()
-    assert_same(snapshot(other), snapshot(straight))
+    assert_same(point_tuning.snapshot(other), point_tuning.snapshot(straight))
 
 
 def test_the_start_policy_is_left_alone_and_all_randomness_is_the_learners_own(make):
@@ -256,7 +246,7 @@ def test_ratios_of_the_first_batch_are_1(make):
 
 
 def weights(learner, prefix):
-    return {name: tensor for name, tensor in snapshot(learner)[0].items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in point_tuning.snapshot(learner)[0].items() if name.startswith(prefix)}
 
 
 def test_in_the_warm_up_the_value_alone_learns(make):
@@ -283,7 +273,7 @@ def test_a_policy_that_has_gone_too_far_rests_until_the_next_round(make):
 def test_any_number_of_steps_may_learn_in_any_chain(make, changes):
     learner = make(**changes)
     for _ in range(2):
-        assert np.isfinite(list(numbers(learner.update()).values())).all()
+        assert np.isfinite(list(point_tuning.numbers(learner.update()).values())).all()
     whole = learner.actor.learning_steps == learner.actor.reverse.steps
     assert (learner.policy_config.frozen_from is None) == whole
     assert any(name.startswith("policy.frozen.") for name in learner.checkpoint().tensors) != whole
@@ -325,12 +315,12 @@ def test_a_restored_learner_goes_on_bit_equal(make, tmp_path):
         straight.update()
         straight.evaluations()
     checkpoint.write(tmp_path / "00000001.safetensors", straight.checkpoint())
-    expected = [(numbers(straight.update()), straight.evaluations()) for _ in range(2)]
+    expected = [(point_tuning.numbers(straight.update()), straight.evaluations()) for _ in range(2)]
     resumed = make(evaluate_every=30)
     resumed.restore(checkpoint.load(tmp_path / "00000001.safetensors"))
     assert resumed.evaluations() == []
-    assert [(numbers(resumed.update()), resumed.evaluations()) for _ in range(2)] == expected
-    assert_same(snapshot(resumed), snapshot(straight))
+    assert [(point_tuning.numbers(resumed.update()), resumed.evaluations()) for _ in range(2)] == expected
+    assert_same(point_tuning.snapshot(resumed), point_tuning.snapshot(straight))
 
 
 def test_after_a_roll_back_batches_are_others_and_episodes_the_same(make, tmp_path):

@@ -29,16 +29,6 @@ def here(monkeypatch):
     point_tuning.play_here(monkeypatch)
 
 
-def numbers(metrics):
-    """Metrics without wall-clock times."""
-    return {name: float(value) for name, value in metrics.items() if not name.startswith("seconds/")}
-
-
-def snapshot(learner):
-    state = learner.checkpoint()
-    return {name: tensor.detach().clone() for name, tensor in state.tensors.items()}, copy.deepcopy(state.values)
-
-
 def assert_same(ours, theirs):
     (tensors, values), (others, other_values) = ours, theirs
     assert set(tensors) == set(others) and values == other_values
@@ -80,10 +70,10 @@ def test_the_order_in_which_episodes_end_does_not_matter(make, monkeypatch, name
     straight, reverse, several = make(name), make(name), make(name, point_tuning.setup(workers=3))
     straight.update()
     several.update()
-    assert_same(snapshot(several), snapshot(straight))
+    assert_same(point_tuning.snapshot(several), point_tuning.snapshot(straight))
     monkeypatch.setattr(finetune, "play", lambda *arguments: reversed(list(play(*arguments))))
     reverse.update()
-    assert_same(snapshot(reverse), snapshot(straight))
+    assert_same(point_tuning.snapshot(reverse), point_tuning.snapshot(straight))
 
 
 @every_player
@@ -117,7 +107,7 @@ def test_evaluations_are_beside_training_and_not_in_it(make, name):
         judged.update()
         assert len(judged.evaluations()) == 1
     assert judged.step == plain.step
-    assert_same(snapshot(judged), snapshot(plain))
+    assert_same(point_tuning.snapshot(judged), point_tuning.snapshot(plain))
 
 
 def test_evaluations_are_due_where_a_multiple_is_crossed(make):
@@ -143,13 +133,13 @@ def test_a_restored_learner_goes_on_bit_equal(make, tmp_path, name):
         straight.evaluations()
     path = tmp_path / "00000001.safetensors"
     checkpoint.write(path, straight.checkpoint())
-    expected = [(numbers(straight.update()), straight.evaluations()) for _ in range(2)]
+    expected = [(point_tuning.numbers(straight.update()), straight.evaluations()) for _ in range(2)]
 
     resumed = make(name, evaluate_every=30)
     resumed.restore(checkpoint.load(path))
     assert resumed.evaluations() == []  # that of this step was made before the checkpoint
-    assert [(numbers(resumed.update()), resumed.evaluations()) for _ in range(2)] == expected
-    assert_same(snapshot(resumed), snapshot(straight))
+    assert [(point_tuning.numbers(resumed.update()), resumed.evaluations()) for _ in range(2)] == expected
+    assert_same(point_tuning.snapshot(resumed), point_tuning.snapshot(straight))
 
 
 @pytest.mark.parametrize("settings", [{"pool": "all", "weights": "potentials", "gate": False}, otpr.VARIANTS["paper"]])
@@ -157,11 +147,11 @@ def test_what_only_some_settings_learn_is_resumed_too(make, tmp_path, settings):
     straight = make("otpr", **settings)
     straight.update()
     checkpoint.write(tmp_path / "00000001.safetensors", straight.checkpoint())
-    expected = numbers(straight.update())
+    expected = point_tuning.numbers(straight.update())
     resumed = make("otpr", **settings)
     resumed.restore(checkpoint.load(tmp_path / "00000001.safetensors"))
-    assert numbers(resumed.update()) == expected
-    assert_same(snapshot(resumed), snapshot(straight))
+    assert point_tuning.numbers(resumed.update()) == expected
+    assert_same(point_tuning.snapshot(resumed), point_tuning.snapshot(straight))
 
 
 @every_algorithm
@@ -329,9 +319,9 @@ def test_nothing_to_learn_with_is_no_mistake(make, name):
         rate for rate in ("actor_updates", "critic_updates", "warmup_updates", "refresh") if hasattr(type(named(name, "steps", 1)), rate)
     ]
     learner = make(name, **dict.fromkeys(rates, 0))
-    before = snapshot(learner)[0]
-    metrics = numbers(learner.update())
-    after = snapshot(learner)[0]
+    before = point_tuning.snapshot(learner)[0]
+    metrics = point_tuning.numbers(learner.update())
+    after = point_tuning.snapshot(learner)[0]
     weights = [key for key in before if not key.startswith(("replay.", "generator", "improved", "mode"))]
     assert len(weights) > 10 and all(torch.equal(before[key], after[key]) for key in weights)
     assert metrics["policy/loss"] == 0.0 and learner.step > 0
