@@ -45,9 +45,13 @@ class Guard:
             commands: False for a node that only proposes: it has no rivals, and needs nobody's hand on a switch.
         """
         self._node = node
-        self._topics = (contract.pose_command.topic, contract.gripper_command.topic) if commands else ()
         self._on_rival = on_rival
         self._switch = contract.dead_man_switch if commands else None
+        topics = (contract.pose_command.topic, contract.gripper_command.topic) if commands else ()
+        # Topics that one node alone may publish on, with what they are and why.
+        self._sole = [(f"on {topic}", topic, "only one may command the robot") for topic in topics]
+        if self._switch is not None:  # of two the one that is pressed would win: the newest message counts, whoever sent it
+            self._sole += [(f"the dead-man switch on {self._switch.topic}", self._switch.topic, "there must be one")]
         self._dead_man: DeadMan | None = None
         self.permit = Permit()
         self._watchdog: Watchdog | None = None
@@ -104,7 +108,7 @@ class Guard:
 
     def refusal(self) -> str | None:
         """Why engaging is refused, as far as the guard knows."""
-        rivals = self._rivals(exactly=True) or self._switches(exactly=True)
+        rivals = self._rivals(exactly=True)
         if rivals is not None:
             return rivals
         return None if self._watchdog is None else self._watchdog.problem(time.monotonic())
@@ -136,27 +140,16 @@ class Guard:
         self._dead_man.hear(pressed, time.monotonic())
 
     def _look_for_rivals(self) -> None:
-        rivals = self._rivals() or self._switches()
+        rivals = self._rivals()
         if rivals is not None:
             self._on_rival(rivals)
 
     def _rivals(self, exactly: bool = False) -> str | None:
-        for topic in self._topics:
-            commanders = self._node.count_publishers(topic)
-            if commanders > 1:
-                return f"{commanders} nodes publish on {topic}: {publisher_names(self._node, topic)}; only one may command the robot"
-            if exactly and commanders != 1:
-                return f"{commanders} nodes publish on {topic}; only one may command the robot"
-        return None
-
-    def _switches(self, exactly: bool = False) -> str | None:
-        """Of two switches the one that is pressed would win: the newest message counts, whoever sent it."""
-        if self._switch is None:
-            return None
-        topic = self._switch.topic
-        switches = self._node.count_publishers(topic)
-        if switches > 1:
-            return f"{switches} nodes publish the dead-man switch on {topic}: {publisher_names(self._node, topic)}; there must be one"
-        if exactly and switches != 1:
-            return f"{switches} nodes publish the dead-man switch on {topic}; there must be one"
+        """What is wrong with who publishes; ``exactly``: nobody is wrong too."""
+        for what, topic, rule in self._sole:
+            count = self._node.count_publishers(topic)
+            if count > 1:
+                return f"{count} nodes publish {what}: {publisher_names(self._node, topic)}; {rule}"
+            if exactly and count != 1:
+                return f"{count} nodes publish {what}; {rule}"
         return None
