@@ -59,7 +59,7 @@ def test_chunks_are_drawn_as_often_as_they_are_compatible(make):
 
 @pytest.mark.parametrize("resampling", [True, False])
 def test_resampling_and_weighting_estimate_the_same_loss(make, resampling):
-    """For any function F of a chunk both have the mean sum_j h_ij F_j / m in state i, within 3 standard errors; a dead row has none."""
+    """For any function F of a chunk both have the mean sum_j h_ij F_j / m in state i, within 4 standard errors; a dead row has none."""
     learner = make(pool="all", block_states=6, block_chunks=2, draws=4000, train_resampling=resampling)
     h = torch.rand(6, 12, generator=torch.Generator().manual_seed(1)).sub(0.6).clamp(min=0.0)
     h = h / h.mean(1, keepdim=True)
@@ -69,7 +69,7 @@ def test_resampling_and_weighting_estimate_the_same_loss(make, resampling):
     expected = (h * found["chunks"].mean((1, 2))).mean(1)
     drawn = (targets.weight * targets.x_0[:, :2].mean((1, 2))).reshape(6, 4000)
     error = drawn.std(1) / 4000**0.5
-    assert ((drawn.mean(1) - expected).abs() <= 3 * error).all() and (error[:4] > 0).all()
+    assert ((drawn.mean(1) - expected).abs() <= 4 * error).all() and (error[:4] > 0).all()
     assert not targets.weight.reshape(6, 4000)[4].any()
     assert targets.weight.reshape(6, 4000).mean(1)[:4].tolist() == pytest.approx([1.0] * 4, abs=0.1)
 
