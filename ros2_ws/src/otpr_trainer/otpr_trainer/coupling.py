@@ -69,7 +69,7 @@ class Coupling:
         return h
 
     def acting_weights(self, values: Tensor) -> Tensor:
-        """H of the candidates of each state, (B, S), of their values (B, S), with the newest block's epsilon; the spread within its rows is the unit.
+        """H (B, S) of the candidates of each state, of their values (B, S). Epsilon and unit (spread within rows) are the newest block's.
 
         Candidates of one state compete with nobody else's, so H(s, .) = (u(s) - c)_+ / 2 epsilon with u(s) from its own row, and softmax
         where the weights are those. Before the first block all weights are equal.
