@@ -27,8 +27,8 @@ OTPR := $(BIN)/python -m otpr_policy.cli
 DONE := $(VENV)/done
 SRC := ros2_ws/src
 # `make test` has two parts: tests of simulation and training, which share the cores, and all others, which have them to themselves because
-# many are about time. This is pytest's exit status when PYTEST chooses none of a part.
-NONE_CHOSEN := 5
+# many are about time. Where PYTEST chooses, it may choose none of a part, pytest's exit status 5; without it, no tests are an error.
+NONE_CHOSEN = $(if $(PYTEST),5,an error)
 CONSTRAINTS := requirements/constraints.txt
 # Conflicts are not reported because robosuite's wishes are ignored on purpose (requirements/sim-nodeps.txt).
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install --no-warn-conflicts
@@ -54,8 +54,8 @@ walkthrough: env-trainer  ## docs/walkthrough.md: demonstrations by scripted key
 	@$(BIN)/python tests/walkthrough.py
 
 test: check  ## checks and tests, what CI runs; without those that take minutes each
-	@$(BIN)/python -m pytest -m "not slow" tests/sim tests/trainer -n auto --maxprocesses 4 --dist loadfile $(PYTEST) || [ $$? = $(NONE_CHOSEN) ]
-	@$(BIN)/python -m pytest -m "not slow" --ignore tests/sim --ignore tests/trainer $(PYTEST) || [ $$? = $(NONE_CHOSEN) ]
+	@$(BIN)/python -m pytest -m "not slow" tests/sim tests/trainer -n auto --maxprocesses 4 --dist loadfile $(PYTEST) || [ $$? = "$(NONE_CHOSEN)" ]
+	@$(BIN)/python -m pytest -m "not slow" --ignore tests/sim --ignore tests/trainer $(PYTEST) || [ $$? = "$(NONE_CHOSEN)" ]
 
 test-slow: env  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow $(PYTEST)

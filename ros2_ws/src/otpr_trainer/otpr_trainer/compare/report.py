@@ -114,9 +114,9 @@ def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pic
 
 def budgets(plan: Plan) -> str:
     """The budget, or that of each task where they differ, and of methods that have one of their own."""
-    budgets = {task.name: task.budget or plan.budget for task in plan.tasks}
-    alike = len(set(budgets.values())) == 1
-    texts = [str(next(iter(budgets.values())))] if alike else [f"{budget} ({name})" for name, budget in budgets.items()]
+    by_task = {task.name: task.budget or plan.budget for task in plan.tasks}
+    alike = len(set(by_task.values())) == 1
+    texts = [str(next(iter(by_task.values())))] if alike else [f"{budget} ({name})" for name, budget in by_task.items()]
     return ", ".join(texts + [f"{method.budget} ({method.name})" for method in plan.methods if method.budget])
 
 
