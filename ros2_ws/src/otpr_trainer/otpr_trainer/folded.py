@@ -30,12 +30,12 @@ class FoldedMLP(nn.Module):
         super().__init__()
         linear = [layer for layer in network.trunk if isinstance(layer, nn.Linear)]
         first = network.from_chunk
-        self.from_chunk = _constant(-first.weight.T)
-        self.bias = _constant(-first.bias)
-        self.from_condition = _constant(-network.from_condition.weight.T)
-        self.weights = nn.ParameterList(_constant(-2.0 * layer.weight.T) for layer in linear[:-1])
-        self.biases = nn.ParameterList(_constant(-layer.bias[None]) for layer in linear[:-1])
-        self.output = _constant(2.0 * linear[-1].weight.T)
+        self.from_chunk = constant(-first.weight.T)
+        self.bias = constant(-first.bias)
+        self.from_condition = constant(-network.from_condition.weight.T)
+        self.weights = nn.ParameterList(constant(-2.0 * layer.weight.T) for layer in linear[:-1])
+        self.biases = nn.ParameterList(constant(-layer.bias[None]) for layer in linear[:-1])
+        self.output = constant(2.0 * linear[-1].weight.T)
         self.output_bias: Array = linear[-1].bias.detach().double().numpy()
 
     def last_hidden(self, y: Tensor, scale: float, context: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class FoldedChain(nn.Module):
         self.scale: Array = np.cumprod([1.0, *(1.0 / reverse.x_k_weight[:-1])])  # s, (n,)
         shown = [-torch.as_tensor(m).float() @ network.from_chunk.weight.T for m, network in zip(self.shift, networks, strict=True)]
         terms = [self._network(i).bias - time + minus for i, (time, minus) in enumerate(zip(times, shown, strict=True))]
-        self.context_terms = _constant(torch.cat(terms))
+        self.context_terms = constant(torch.cat(terms))
 
     def forward(self, start: Tensor, condition: Tensor, noise: Tensor, painted: tuple[Tensor, Tensor] | None = None) -> list[Tensor]:
         """The normalised chunks of all steps, start first, n + 1 tensors (S, Ta * Da).
@@ -106,15 +106,15 @@ class FoldedChain(nn.Module):
     def _offsets(self, noise: Tensor) -> list[Tensor]:
         """What each step but the last adds, n - 1 tensors (S, Ta * Da) or, without noise, (1, Ta * Da)."""
         reverse, scale, shift = self.reverse, self.scale, self.shift
-        constant = scale[:-1, None] * shift[:-1] - scale[1:, None] * shift[1:]
-        offsets = [_row(row) for row in constant]
+        shifts = scale[:-1, None] * shift[:-1] - scale[1:, None] * shift[1:]
+        offsets = [_row(row) for row in shifts]
         noisy = [step for step in range(reverse.steps - 1) if reverse.std[step] > 0.0]
         if not noisy:
             return offsets
         rows = len(noise)
         draws = (noise if rows == 1 else noise.transpose(0, 1)).reshape(len(noisy) * rows, -1).clamp(-NOISE_CLIP, NOISE_CLIP)
         std = np.repeat(scale[1:][noisy] * reverse.std[noisy], rows)
-        scaled = draws * _constant(torch.as_tensor(std[:, None])) + _constant(torch.as_tensor(np.repeat(constant[noisy], rows, axis=0)))
+        scaled = draws * constant(torch.as_tensor(std[:, None])) + constant(torch.as_tensor(np.repeat(shifts[noisy], rows, axis=0)))
         for step, offset in zip(noisy, scaled.split(rows), strict=True):
             offsets[step] = offset
         return offsets
@@ -143,7 +143,8 @@ def _sum(first: Tensor, *others: Tensor) -> Tensor:
     return first + sum(others)
 
 
-def _constant(values: Tensor) -> nn.Parameter:
+def constant(values: Tensor) -> nn.Parameter:
+    """The values as a weight of the graph, not trained."""
     return nn.Parameter(values.detach().float().contiguous(), requires_grad=False)
 
 
