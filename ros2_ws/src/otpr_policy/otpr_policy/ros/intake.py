@@ -5,12 +5,11 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
-from rclpy.node import Node
-
 from otpr_policy.contract import ObservationSource, RobotContract
 from otpr_policy.health import Counters
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.ros.messages import MESSAGE_CLASSES, decode, stamp_to_ns, subscription_qos
+from otpr_policy.ros.reader import Reader
 
 
 class Intake:
@@ -18,8 +17,7 @@ class Intake:
 
     def __init__(
         self,
-        node: Node,
-        keep: Callable[[Any], Any],
+        reader: Reader,
         contract: RobotContract,
         fields: Collection[str],
         buffer: ObservationBuffer,
@@ -30,14 +28,13 @@ class Intake:
         """Subscribes.
 
         Args:
-            node: the policy node.
-            keep: takes what cleanup destroys.
+            reader: of the policy node, not started yet.
             contract: says which field is in which topic.
             fields: names of those that are read.
             buffer: what is filled.
             counters: where refused messages are counted.
             now_ns: the data's clock. None in lockstep: the newest stamp is what time it is, for /clock may arrive after the data.
-            arrived: called after each message.
+            arrived: called after each message, in the reader's thread.
         """
         self._buffer = buffer
         self._counters = counters
@@ -45,8 +42,7 @@ class Intake:
         self._arrived = arrived
         for topic, sources in contract.sources_by_topic(fields).items():
             source = next(iter(sources.values()))
-            take = partial(self._take, sources)
-            keep(node.create_subscription(MESSAGE_CLASSES[source.type], topic, take, subscription_qos(source.reliability)))
+            reader.subscribe(MESSAGE_CLASSES[source.type], topic, partial(self._take, sources), subscription_qos(source.reliability))
 
     def _take(self, sources: Mapping[str, ObservationSource], message: Any) -> None:
         stamp_ns = stamp_to_ns(message.header.stamp)

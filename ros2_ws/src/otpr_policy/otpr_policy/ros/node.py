@@ -53,6 +53,7 @@ from otpr_policy.ros.operator_link import OperatorLink
 from otpr_policy.ros.outlet import CommandOutlet, Outlet, ProposalOutlet
 from otpr_policy.ros.parameters import PolicyParameters, declare
 from otpr_policy.ros.process import run_node
+from otpr_policy.ros.reader import Reader
 from otpr_policy.ros.state_topic import StateTopic
 
 NODE_NAME = "policy_node"
@@ -205,7 +206,10 @@ class PolicyNode(LifecycleNode):
     def _subscribe(self) -> None:
         now_ns = None if self._pacing is Pacing.OBSERVATION else self._data_clock.now_ns
         fields, counters = self._actors.source.observation.names, self._control.counters
-        Intake(self, self._entities.keep, self._contract, fields, self._buffer, counters, now_ns, self._on_sample)
+        reader = Reader(self, self._entities.keep, self._on_reading_failed)
+        Intake(reader, self._contract, fields, self._buffer, counters, now_ns, self._on_sample)
+        self._undo.append(reader.close)
+        reader.start(partial(self.scheduler.enter, Role.CALLBACKS))
 
     def _advertise(self) -> None:
         contract, keep = self._contract, self._entities.keep
@@ -283,6 +287,11 @@ class PolicyNode(LifecycleNode):
             return False
 
     # Callbacks
+
+    def _on_reading_failed(self, error: Exception) -> None:
+        with self._lock:
+            self._control.stop(f"internal error: {error!r}")
+        self.get_logger().error(f"stopped by an internal error:\n{''.join(traceback.format_exception(error))}")
 
     def _on_sample(self) -> None:
         if self._thread is not None:

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the topics that come at a rate, in a thread that waits for nothing else.
+
+Before each wait rclpy's executor gathers all that a node has, some thirty services, timers and subscriptions of a policy node, and holds
+the interpreter's lock meanwhile, with every message anew. Here it is the subscriptions alone.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from rclpy.callback_groups import CallbackGroup
+from rclpy.guard_condition import GuardCondition
+from rclpy.impl.implementation_singleton import rclpy_implementation
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+
+Keep = Callable[[Any], Any]
+
+
+class Reader:
+    """Subscriptions of a node that its executor leaves alone."""
+
+    def __init__(self, node: Node, keep: Keep, failed: Callable[[Exception], None]) -> None:
+        """``keep`` takes what cleanup destroys; ``failed`` is told, in the thread, what a callback raised, and reading goes on."""
+        self._node = node
+        self._keep = keep
+        self._failed = failed
+        self._group = _NotForExecutors()
+        self._callbacks: list[tuple[Any, Callable[[Any], None]]] = []
+        self._wake = GuardCondition(None, self._group, context=node.context)
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def subscribe(self, kind: Any, topic: str, callback: Callable[[Any], None], qos: QoSProfile) -> None:
+        """Adds a topic, before :meth:`start`."""
+        subscription = self._node.create_subscription(kind, topic, callback, qos, callback_group=self._group)
+        self._callbacks.append((self._keep(subscription), callback))
+
+    def start(self, on_thread_start: Callable[[], None]) -> None:
+        """Begins to read. ``on_thread_start`` is called in the thread first, such as to ask for a priority."""
+        self._thread = threading.Thread(target=self._run, args=(on_thread_start,), name="otpr-reader", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread, before the subscriptions are destroyed, and waits for it."""
+        self._closed = True
+        if self._thread is not None:
+            self._wake.trigger()
+            self._thread.join()
+        self._wake.destroy()
+
+    def _run(self, on_thread_start: Callable[[], None]) -> None:
+        on_thread_start()
+        context = self._node.context
+        with ExitStack() as held:  # nothing of it is destroyed under the wait set's feet
+            for resource in (context.handle, self._wake.handle, *(subscription.handle for subscription, _ in self._callbacks)):
+                held.enter_context(resource)
+            wait_set = rclpy_implementation.WaitSet(len(self._callbacks), 1, 0, 0, 0, 0, context.handle)
+            while True:
+                wait_set.clear_entities()
+                for subscription, _ in self._callbacks:
+                    wait_set.add_subscription(subscription.handle)
+                wait_set.add_guard_condition(self._wake.handle)
+                wait_set.wait(-1)
+                if self._closed:
+                    return
+                self._read(wait_set.get_ready_entities("subscription"))
+
+    def _read(self, ready: list[int]) -> None:
+        for subscription, callback in self._callbacks:
+            if subscription.handle.pointer not in ready:
+                continue
+            taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+            if taken is None:
+                continue
+            try:
+                callback(taken[0])
+            except Exception as error:  # whatever it is, it must be seen, and the other topics be read
+                self._failed(error)
+
+
+class _NotForExecutors(CallbackGroup):
+    """A group of which no executor may run anything."""
+
+    def can_execute(self, entity: Any) -> bool:
+        return False
+
+    def beginning_execution(self, entity: Any) -> bool:
+        return False
+
+    def ending_execution(self, entity: Any) -> None:
+        raise AssertionError("nothing was begun")
