@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -41,7 +42,7 @@ from otpr_policy.ros.process import start_ros
 RATE_HZ = 100.0
 GOAL = 2.0  # times the echo node's p99
 SETTLE_S = 1.5  # before each measurement: engaging, the phase of ticks to samples, caches
-ANSWER_S = 0.1  # after each measurement, for what is under way
+ANSWER_S = 0.1  # after each measurement, for what is under way; states go on, or ticks would answer the last one once more and late
 ECHO_IN, ECHO_OUT = "/bench/state", "/bench/echo"
 # Within the shipped policy's training range, hand down.
 HAND, TURN, CUBE, FINGER = (0.51, 0.0, 0.02), (0.5**0.5, 0.5**0.5, 0.0, 0.0), (0.54, 0.0, -0.06), 0.03
@@ -59,6 +60,7 @@ class Robot(Node):
         self.create_subscription(PoseStamped, "/target_pose", self._received, COMMAND_QOS)
         self.create_subscription(PoseStamped, ECHO_OUT, self._received, COMMAND_QOS)
         self._sent_ns: dict[int, int] = {}
+        self._noting = False
         self.latencies_s: list[float] = []
 
     def publish_robot(self) -> None:
@@ -67,7 +69,7 @@ class Robot(Node):
         joints = JointState(name=["panda_finger_joint1", "panda_finger_joint2"], position=[FINGER, FINGER])
         joints.header.stamp = ns_to_stamp(stamp)
         messages = ((self._joints, joints), (self._cube, _pose(stamp, CUBE, (0.0, 0.0, 0.0, 1.0))), (self._hand, _pose(stamp, HAND, TURN)))
-        self._sent_ns[stamp] = time.monotonic_ns()
+        self._note(stamp)
         for publisher, message in messages:
             publisher.publish(message)
 
@@ -75,23 +77,30 @@ class Robot(Node):
         """One pose for the echo node."""
         stamp = self._next_stamp()
         message = _pose(stamp, HAND, TURN)
-        self._sent_ns[stamp] = time.monotonic_ns()
+        self._note(stamp)
         self._state.publish(message)
 
-    def begin(self) -> None:
-        """Forgets what was measured."""
-        self.latencies_s = []
+    def note(self, noting: bool) -> None:
+        """From here on answers to new states are measured, or not. Beginning forgets what was measured."""
+        if noting:
+            self.latencies_s = []
+            self._sent_ns.clear()
+        self._noting = noting
 
     def listeners(self) -> int:
         """How many of our state topics are heard."""
         return sum(publisher.get_subscription_count() > 0 for publisher in (self._hand, self._cube, self._joints, self._state))
+
+    def _note(self, stamp: int) -> None:
+        if self._noting:
+            self._sent_ns[stamp] = time.monotonic_ns()
 
     def _next_stamp(self) -> int:
         return int(self.get_clock().now().nanoseconds)
 
     def _received(self, message: PoseStamped) -> None:
         now_ns = time.monotonic_ns()
-        sent_ns = self._sent_ns.pop(stamp_to_ns(message.header.stamp), None)  # the first answer: without newer states the last gets more
+        sent_ns = self._sent_ns.pop(stamp_to_ns(message.header.stamp), None)
         if sent_ns is not None:
             self.latencies_s.append((now_ns - sent_ns) * 1e-9)
 
@@ -159,7 +168,7 @@ class Link:
             self._executor.spin_once(timeout_sec=0.05)
 
 
-def stream(robot: Robot, publish: Any, seconds: float) -> None:
+def stream(publish: Callable[[], None], seconds: float) -> None:
     """States at 100 Hz on a grid."""
     start = time.monotonic()
     for tick in range(round(seconds * RATE_HZ)):
@@ -169,19 +178,21 @@ def stream(robot: Robot, publish: Any, seconds: float) -> None:
 
 def measure(link: Link, rounds: int, seconds: float) -> dict[str, list[float]]:
     """Latencies [s] of both, by name."""
-    robot, seen = link.robot, {"policy": [], "echo": []}  # type: dict[str, list[float]]
+    robot = link.robot
+    seen: dict[str, list[float]] = {"policy": [], "echo": []}
     for turn in range(rounds):
-        stream(robot, robot.publish_robot, 0.5)
+        stream(robot.publish_robot, 0.5)
         link.call(Trigger, "/policy_node/reset", Trigger.Request())
-        stream(robot, robot.publish_robot, 0.3)
+        stream(robot.publish_robot, 0.3)
         answer = link.call(SetBool, "/policy_node/engage", SetBool.Request(data=True))
         if not answer.success:
             raise EnvironmentSetupError(f"the policy node does not engage: {answer.message}")
         for name, publish in (("policy", robot.publish_robot), ("echo", robot.publish_pose)):
-            stream(robot, publish, SETTLE_S)
-            robot.begin()
-            stream(robot, publish, seconds)
-            time.sleep(ANSWER_S)
+            stream(publish, SETTLE_S)
+            robot.note(True)
+            stream(publish, seconds)
+            robot.note(False)
+            stream(publish, ANSWER_S)
             seen[name] += robot.latencies_s
             if name == "policy":
                 link.call(SetBool, "/policy_node/engage", SetBool.Request(data=False))

@@ -8,11 +8,12 @@ node call this one function, which is what makes them agree to the last bit.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from otpr_policy.errors import SpecError
-from otpr_policy.rotation import columns_to_matrix, matrix_to_quaternion, rotation_vector_to_matrix
+from otpr_policy.rotation import columns_to_matrix, matrix_to_quaternion, quaternion_to_matrix, rotation_vector_to_matrix
 from otpr_policy.spec import Array, PolicySpec, Semantics
 
 READS = {"ee_position": (3, "m"), "ee_rotation": (6, "1")}  # observation fields that a target is made from: size, unit
@@ -36,6 +37,11 @@ class CartesianTarget:
     position: Array
     quaternion: Array
     gripper_position: float
+
+    @cached_property
+    def rotation(self) -> Array:
+        """The orientation as a matrix (3, 3). Raises ValueError for a zero or non-finite quaternion."""
+        return quaternion_to_matrix(self.quaternion)
 
 
 def delta_to_target(observation: Mapping[str, Array], action: Mapping[str, Array]) -> CartesianTarget:

@@ -16,7 +16,7 @@ acceleration that is, and getting there more slowly is what the limit is for.
 """
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, sqrt
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from otpr_policy.rotation import (
     columns_to_matrix,
     matrix_to_quaternion,
     matrix_to_rotation_vector,
-    quaternion_to_matrix,
     rotation_vector_to_matrix,
 )
 from otpr_policy.safety import Band, FilteredTarget, filter_target
@@ -46,17 +45,17 @@ def longest_step(step: Array, previous: Array, velocity: float, acceleration: fl
         velocity: longest step at all, v T.
         acceleration: farthest that a step may lie from any share of the one before, a T².
     """
-    length = float(np.sqrt(step @ step))
+    length = sqrt(step @ step)
     if length == 0:
         return inf
     along = float(step @ previous) / length
     if along <= 0:
         return min(velocity, acceleration)
-    size = float(np.sqrt(previous @ previous))
-    across = float(np.sqrt(max(size * size - along * along, 0.0)))
+    size = sqrt(previous @ previous)
+    across = sqrt(max(size * size - along * along, 0.0))
     # The share c of the previous step that lets this one reach farthest: c along + sqrt(a² - c² across²) is largest.
     share = 1.0 if across * size <= along * acceleration else along * acceleration / (across * size)
-    reach = share * along + float(np.sqrt(max(acceleration * acceleration - (share * across) ** 2, 0.0)))
+    reach = share * along + sqrt(max(acceleration * acceleration - (share * across) ** 2, 0.0))
     return min(velocity, reach)
 
 
@@ -79,6 +78,7 @@ class TargetLimiter:
     def __init__(self, limits: Limits, period_s: float) -> None:
         """For one target every ``period_s``."""
         self._limits = limits
+        self._workspace = np.array(limits.workspace_low), np.array(limits.workspace_high)
         self._period_s = period_s
         self._ramp_steps = max(1, round(limits.ramp_in_s / period_s))
         self.start()
@@ -117,15 +117,16 @@ class TargetLimiter:
         """
         passed = 1.0 if now_s is None or self._sent_s is None else (now_s - self._sent_s) / self._period_s
         passed = min(1.0, max(passed, _SHORTEST))  # of a period
-        asked = filter_target(target, measured_position, measured_rotation, self._limits)
+        measured = columns_to_matrix(measured_rotation)
+        asked = filter_target(target, measured_position, measured, self._limits)
         if asked.band is Band.REJECT:
             return asked
-        before = self._motion or self._at_rest(measured_position, measured_rotation)
+        before = self._motion or self._at_rest(measured_position, measured)
         if before is None:
             return FilteredTarget(target, Band.REJECT, "the hand is outside the workspace")
         result = self._slow_down(asked.target, before, measured_finger, passed)
         if result.band is Band.CLAMP:  # a target between two allowed ones may still be too far from a hand that was pushed away
-            final = filter_target(result.target, measured_position, measured_rotation, self._limits)
+            final = filter_target(result.target, measured_position, measured, self._limits)
             if final.band is not Band.PASS:
                 return FilteredTarget(target, Band.REJECT, f"slowed down, {final.reason}")
         if result.band is not Band.REJECT:
@@ -134,18 +135,16 @@ class TargetLimiter:
         return asked if result.band is Band.PASS else result
 
     def _at_rest(self, measured_position: Array, measured_rotation: Array) -> _Motion | None:
-        low, high = np.array(self._limits.workspace_low), np.array(self._limits.workspace_high)
-        position = np.clip(measured_position, low, high)  # the workspace wins over velocity: a target never starts outside it
+        position = measured_position.clip(*self._workspace)  # the workspace wins over velocity: a target never starts outside it
         if not np.max(np.abs(position - measured_position)) <= self._limits.workspace_margin_m:
             return None
-        return _Motion(position, columns_to_matrix(measured_rotation), np.zeros(3), np.zeros(3))
+        return _Motion(position, measured_rotation, np.zeros(3), np.zeros(3))
 
     def _slow_down(self, target: CartesianTarget, before: _Motion, measured_finger: float | None, passed: float) -> FilteredTarget:
-        rotation = quaternion_to_matrix(target.quaternion)
-        step, turn = target.position - before.position, matrix_to_rotation_vector(rotation @ before.rotation.T)
+        step, turn = target.position - before.position, matrix_to_rotation_vector(target.rotation @ before.rotation.T)
         finger = measured_finger if self._finger is None else self._finger
         pull = 0.0 if finger is None else target.gripper_position - finger
-        lengths = (float(np.sqrt(step @ step)), float(np.sqrt(turn @ turn)), abs(pull))
+        lengths = (sqrt(step @ step), sqrt(turn @ turn), abs(pull))
         limits = self._limits
         longest = (limits.max_velocity_m_s, limits.max_angular_velocity_rad_s, limits.max_gripper_velocity_m_s)
         names = ("hand moves by {:.3f} m", "hand turns by {:.3f} rad", "finger moves by {:.3f} m")
@@ -158,7 +157,7 @@ class TargetLimiter:
             return FilteredTarget(target, Band.PASS)
         position, quaternion, gripper_position = target.position, target.quaternion, target.gripper_position
         if of_step < 1:  # between two points of the workspace, up to rounding
-            position = np.clip(before.position + of_step * step, self._limits.workspace_low, self._limits.workspace_high)
+            position = (before.position + of_step * step).clip(*self._workspace)
         if of_turn < 1:
             quaternion = matrix_to_quaternion(rotation_vector_to_matrix(of_turn * turn) @ before.rotation)
         if finger is not None and of_pull < 1:
@@ -183,9 +182,8 @@ class TargetLimiter:
         return step_share, turn_share, pull_share
 
     def _sent(self, target: CartesianTarget, before: _Motion, passed: float) -> None:
-        rotation = quaternion_to_matrix(target.quaternion)
-        turn = matrix_to_rotation_vector(rotation @ before.rotation.T)
-        self._motion = _Motion(target.position, rotation, (target.position - before.position) / passed, turn / passed)
+        turn = matrix_to_rotation_vector(target.rotation @ before.rotation.T)
+        self._motion = _Motion(target.position, target.rotation, (target.position - before.position) / passed, turn / passed)
         self._finger = target.gripper_position
         self._steps += 1
 

@@ -8,17 +8,21 @@ has no sign that can flip between two messages of the same pose.
 Single numbers are Python's floats here, which compute the same as numpy's and faster.
 """
 
+from math import isfinite, sqrt
+
 import numpy as np
 from numpy.typing import NDArray
 
 from otpr_policy.spec import Array
 
+_IDENTITY = np.eye(3)
+
 
 def quaternion_to_matrix(quaternion: NDArray[np.float64]) -> Array:
     """Quaternion (4,), normalised here, to rotation matrix (3, 3). Raises ValueError on a zero or non-finite quaternion."""
     quaternion = np.asarray(quaternion, dtype=np.float64)
-    norm = float(np.sqrt(quaternion @ quaternion))
-    if not np.isfinite(norm) or norm < 1e-6:
+    norm = sqrt(quaternion @ quaternion)
+    if not isfinite(norm) or norm < 1e-6:
         raise ValueError(f"not a rotation: quaternion {quaternion.tolist()}")
     x, y, z, w = (quaternion / norm).tolist()
     return np.array(
@@ -45,23 +49,24 @@ def matrix_to_quaternion(matrix: NDArray[np.float64]) -> Array:
         q[j] = m[j][i] + m[i][j]
         q[k] = m[k][i] + m[i][k]
         q[3] = m[k][j] - m[j][k]
-    return q / np.sqrt(q @ q)
+    return q / sqrt(q @ q)
 
 
 def rotation_vector_to_matrix(vector: NDArray[np.float64]) -> Array:
     """Axis times angle [rad] (3,) to rotation matrix (3, 3), by Rodrigues' formula."""
     vector = np.asarray(vector, dtype=np.float64)
-    angle = float(np.sqrt(vector @ vector))
-    cross = np.array([[0, -vector[2], vector[1]], [vector[2], 0, -vector[0]], [-vector[1], vector[0], 0]])
+    angle = sqrt(vector @ vector)
+    x, y, z = vector.tolist()
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
     if angle < 1e-6:  # second-order series; the closed form divides by the angle
-        return np.eye(3) + cross + 0.5 * cross @ cross
-    return np.eye(3) + np.sin(angle) / angle * cross + (1 - np.cos(angle)) / angle**2 * cross @ cross
+        return _IDENTITY + cross + 0.5 * cross @ cross
+    return _IDENTITY + np.sin(angle) / angle * cross + (1 - np.cos(angle)) / angle**2 * cross @ cross
 
 
 def matrix_to_rotation_vector(matrix: NDArray[np.float64]) -> Array:
     """Rotation matrix (3, 3) to axis times angle [rad] (3,), angle at most π; the inverse of :func:`rotation_vector_to_matrix`."""
     x, y, z, w = matrix_to_quaternion(matrix).tolist()
-    sine = np.sqrt(x * x + y * y + z * z)  # of half the angle
+    sine = sqrt(x * x + y * y + z * z)  # of half the angle
     if sine < 1e-9:  # there the half angle and its sine are the same number
         return 2.0 * np.copysign(1.0, w) * np.array([x, y, z])
     angle = 2.0 * np.arctan2(np.copysign(sine, w), abs(w))  # from -π to π: q and -q are the same rotation
@@ -76,8 +81,8 @@ def matrix_to_columns(matrix: NDArray[np.float64]) -> Array:
 def columns_to_matrix(columns: NDArray[np.float64]) -> Array:
     """First two columns (6,), orthonormalised here by Gram-Schmidt, to rotation matrix (3, 3)."""
     first, second = np.asarray(columns, dtype=np.float64).reshape(2, 3)
-    first = first / np.sqrt(first @ first)
+    first = first / sqrt(first @ first)
     second = second - (first @ second) * first
-    second = second / np.sqrt(second @ second)
+    second = second / sqrt(second @ second)
     (x1, y1, z1), (x2, y2, z2) = first.tolist(), second.tolist()
     return np.array([[x1, x2, y1 * z2 - z1 * y2], [y1, y2, z1 * x2 - x1 * z2], [z1, z2, x1 * y2 - y1 * x2]])
