@@ -396,3 +396,20 @@ def test_a_late_tick_takes_nothing_away_from_a_robot_that_may_not_move(make_benc
         bench.wait_for(lambda: bench.policy._guard.refusal() is None, "ticks")
         assert bench.policy._guard.permit.revoked is None and state(bench) is State.READY
         assert engage(bench).success
+
+
+def test_a_failure_while_reading_stops_the_robot(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+
+    def fail(*_: Any) -> None:
+        raise KeyError("a bug")
+
+    with Streams(bench):
+        engaged(bench)
+        bench.policy._buffer.push = fail
+        bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
+        assert bench.policy._control.reason == "internal error: KeyError('a bug')"
+        sent = len(bench.robot.poses)
+        time.sleep(0.2)
+        assert len(bench.robot.poses) <= sent + 1  # one may have been under way

@@ -7,10 +7,10 @@
     ~/load       another policy, without stopping            ~/save      write the last seconds to a file (std_srvs/Trigger)
     ~/takeover   the operator has the robot (std_srvs/SetBool, operator_link.py)
 
-Threads: the executor's thread runs callbacks, which only fill the observation buffer, and services; the control thread ticks and
-publishes; inference has threads of its own (inference_worker.py), and so has ~/load (hot_swap.py). ``_lock`` guards the control loop
-between them. Message callbacks never take it, nor does the watchdog's thread (guard.py), which can take the permission to send away from
-a control thread that hangs.
+Threads: the reader's takes the state topics and only fills the observation buffer (reader.py); the executor's runs services, timers and
+what a person sends; the control thread ticks and publishes; inference has threads of its own (inference_worker.py), and so has ~/load
+(hot_swap.py). ``_lock`` guards the control loop between them. Message callbacks take it only to stop the robot, and the watchdog's thread
+(guard.py), which can take the permission to send away from a control thread that hangs, never does.
 """
 
 import gc

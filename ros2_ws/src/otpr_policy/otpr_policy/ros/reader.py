@@ -44,11 +44,12 @@ class Reader:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread, before the subscriptions are destroyed, and waits for it."""
+        """Ends the thread, before the subscriptions are destroyed, and waits for it. Once closed it stays so."""
         self._closed = True
         if self._thread is not None:
             self._wake.trigger()
             self._thread.join()
+            self._thread = None
         self._wake.destroy()
 
     def _run(self, on_thread_start: Callable[[], None]) -> None:
