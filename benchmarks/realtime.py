@@ -27,7 +27,7 @@ from otpr_policy.files import make_directory, write_text
 from otpr_policy.health import Counters, Percentiles
 from otpr_policy.inference import OnnxPolicy
 from otpr_policy.latency import busy_processes
-from otpr_policy.machine import machine
+from otpr_policy.machine import machine, stolen_s, waited_s
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.realtime import Role, Scheduler, release_fifo
 from otpr_policy.ros.control_thread import ControlThread, Pacing
@@ -36,7 +36,6 @@ RATE_HZ = 100.0
 BUSY = 2
 GOALS = {"fifo": 0.0, "ordinary": 0.01}  # share of ticks missed
 _REPORT_S = 30.0
-_EARLY_S = 1e-3  # a tick this much before its instant is not taken for one that is a period late
 
 
 def run(policy: OnnxPolicy, seconds: float, fifo: bool) -> dict[str, Any]:
@@ -47,15 +46,17 @@ def run(policy: OnnxPolicy, seconds: float, fifo: bool) -> dict[str, Any]:
     observation = rng.uniform(spec.observation.low, spec.observation.high, (spec.observation_horizon, spec.observation.size))
     noise = rng.standard_normal(policy.noise_shape)
     capacity = round(seconds * RATE_HZ) + 1000
-    starts, ends = np.zeros(capacity), np.zeros(capacity)
+    starts, ends, waited, slots = (np.zeros(capacity) for _ in range(4))
     taken = 0
 
     def tick(_now_ns: int) -> bool:
         nonlocal taken
         if taken < capacity:
             starts[taken] = time.monotonic()
+            slots[taken] = taken + counters.skipped_ticks
             policy.infer(observation, noise)
             ends[taken] = time.monotonic()
+            waited[taken] = waited_s()
             taken += 1
         return True
 
@@ -64,7 +65,7 @@ def run(policy: OnnxPolicy, seconds: float, fifo: bool) -> dict[str, Any]:
     gc.collect()
     gc.freeze()
     buffer = ObservationBuffer(spec.observation, dict.fromkeys(spec.observation.names, 1.0))
-    stolen_s = _stolen_s()
+    stolen_before_s = stolen_s()
     thread = ControlThread(
         tick,
         pacing=Pacing.CLOCK,
@@ -80,9 +81,12 @@ def run(policy: OnnxPolicy, seconds: float, fifo: bool) -> dict[str, Any]:
         thread.close()
         if fifo and not scheduler.denials:
             release_fifo()
-    off = starts[:taken] - np.percentile(starts[:taken] * RATE_HZ % 1.0, 1) / RATE_HZ  # off the grid that the earliest ticks lie on
-    late = np.maximum(0.0, (off + _EARLY_S) % (1.0 / RATE_HZ) - _EARLY_S)
-    inference = Percentiles.of(ends[:taken] - starts[:taken])
+    off = starts[:taken] - slots[:taken] / RATE_HZ
+    skipped = np.diff(slots[:taken], prepend=-1.0) - 1.0  # ticks that were due between this one and the one before
+    late = off - off.min() + skipped / RATE_HZ
+    took, waited_ms = ends[:taken] - starts[:taken], 1e3 * np.diff(waited[:taken], prepend=waited[0])
+    missed = np.flatnonzero(late + took > 1.0 / RATE_HZ)
+    inference = Percentiles.of(took)
     lateness = Percentiles.of(late)
     assert inference is not None and lateness is not None
     misses = counters.deadline_misses + counters.skipped_ticks
@@ -94,16 +98,12 @@ def run(policy: OnnxPolicy, seconds: float, fifo: bool) -> dict[str, Any]:
         "ticks": due,
         "misses": misses,
         "share": misses / due,
-        "stolen_s": _stolen_s() - stolen_s,
+        "stolen_s": stolen_s() - stolen_before_s,
+        # Where "waited_for_core_ms" is less than the tick was late, nothing inside this machine held it up for the rest.
+        "missed": [{"late_ms": 1e3 * late[i], "inference_ms": 1e3 * took[i], "waited_for_core_ms": waited_ms[i]} for i in missed],
         "inference_ms": inference.to_json(),
         "lateness_ms": lateness.to_json(),
     }
-
-
-def _stolen_s() -> float:
-    """What the hypervisor has taken from this machine's processors since it started [s], which no scheduling can prevent."""
-    fields = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()
-    return int(fields[8]) / os.sysconf("SC_CLK_TCK")
 
 
 def _wait(seconds: float, what: str) -> None:
@@ -155,6 +155,8 @@ def main() -> int:
     report = {"rows": rows, "rate_hz": RATE_HZ, "busy_processes": BUSY, "goals": GOALS, "machine": here}
     make_directory(options.out)
     write_text(options.out / "realtime.json", json.dumps(report, indent=2) + "\n")
+    for miss in (miss for row in rows if row["fifo"] for miss in row["missed"]):
+        print(", ".join(f"{name} {value:.2f}" for name, value in miss.items()))
     print(f"{table(rows)}load before: {before:.1f}, to which {BUSY} busy processes of ours came")
     return int(any(row["share"] > GOALS["fifo" if row["fifo"] else "ordinary"] for row in rows))
 

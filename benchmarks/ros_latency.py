@@ -34,7 +34,7 @@ from otpr_policy.contract import Reliability
 from otpr_policy.errors import EnvironmentSetupError, OtprError
 from otpr_policy.files import make_directory, write_text
 from otpr_policy.health import Percentiles
-from otpr_policy.machine import machine
+from otpr_policy.machine import machine, stolen_s
 from otpr_policy.realtime import Role, Scheduler
 from otpr_policy.ros.messages import COMMAND_QOS, STATE_PUBLISHER_QOS, ns_to_stamp, stamp_to_ns, subscription_qos
 from otpr_policy.ros.process import start_ros
@@ -274,18 +274,19 @@ def main() -> int:
     probe.start()
     probe.join()
     fifo = scheduler.enabled and not scheduler.denials
-    load = os.getloadavg()[0]
+    load, stolen_before_s = os.getloadavg()[0], stolen_s()
     try:
         rows = _rows(run(options, fifo))
     except OtprError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    here = {**machine(), "onnxruntime": version("onnxruntime"), "load_at_start": load}
+    here = {**machine(), "onnxruntime": version("onnxruntime"), "load_at_start": load, "stolen_s": stolen_s() - stolen_before_s}
     scheduling = "SCHED_FIFO" if fifo else "ordinary"
     report = {"rows": rows, "goal": {"ratio_p99": GOAL}, "scheduling": scheduling, "state_rate_hz": RATE_HZ, "machine": here}
     make_directory(options.out)
     write_text(options.out / "ros_latency.json", json.dumps(report, indent=2) + "\n")
-    print(f"{table(rows)}scheduling: {scheduling}; load at start {load:.1f}; goal: p99 at most {GOAL:g} times the echo node's")
+    stolen = f"taken by the hypervisor {here['stolen_s']:.1f} s"
+    print(f"{table(rows)}scheduling: {scheduling}; load at start {load:.1f}; {stolen}; goal: p99 at most {GOAL:g} times the echo node's")
     return 0
 
 
