@@ -38,7 +38,7 @@ TARGETS = {
     "dead_man": ("test_dead_man.py",),
     "safety": ("test_safety.py", "test_control.py"),
     "rate": ("test_rate.py", "test_rate_fuzz.py", "test_control_timing.py"),
-    "control": ("test_control.py", "test_control_timing.py"),
+    "control": ("test_control.py", "test_control_timing.py", "test_takeover.py"),
 }
 # Imported once, before the first fork; nothing of ours, whose modules the mutants replace.
 PRELOADED = ("hypothesis.extra.numpy", "numpy", "onnx", "pytest", "scipy.spatial.transform", "yaml")

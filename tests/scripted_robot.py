@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from otpr_policy.chunk import episode_rng
 from otpr_policy.control import Command, ControlLoop, State
 from otpr_policy.dead_man import AfterRelease
-from otpr_policy.lanes import SimulatedLanes
+from otpr_policy.lanes import Lanes, SimulatedLanes
 from otpr_policy.limits import Limits
 from otpr_policy.observation import ObservationBuffer
 from otpr_policy.rotation import matrix_to_columns
@@ -59,12 +59,13 @@ class Robot:
         after_release: AfterRelease = AfterRelease.ENGAGE,
         measured_finger: tuple[str, int] | None = ("gripper_position", 0),
         clock: Callable[[], float] | None = None,
+        lanes: Callable[[Script], Lanes] = SimulatedLanes,
         **policy: Any,
     ) -> None:
         self.policy = Script(**policy)
         self.buffer = ObservationBuffer(self.policy.spec.observation, dict.fromkeys(SAMPLES, 0.1))
         self.loop = ControlLoop(
-            PolicySource(SimulatedLanes(self.policy)),
+            PolicySource(lanes(self.policy)),
             self.buffer,
             limits,
             stop_after_s,

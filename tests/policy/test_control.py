@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_policy
-from scripted_robot import SAMPLES, STEP_NS, STILL, Robot
+from scripted_robot import SAMPLES, STEP_NS, STILL, Robot, Script
 
 from otpr_policy.chunk import episode_rng
 from otpr_policy.command import delta_to_target
-from otpr_policy.control import MAY_MOVE, State
+from otpr_policy.control import FIRST_CHUNK, MAY_MOVE, State
 from otpr_policy.dead_man import AfterRelease
+from otpr_policy.lanes import SimulatedLanes, infer
+from otpr_policy.timeline import ChunkRequest, ChunkResult
 
 EVENTS: dict[str, Callable[[Robot], object]] = {
     "good tick": lambda robot: robot.tick(),
@@ -363,3 +365,125 @@ def test_letting_the_switch_go_changes_nothing_where_the_robot_may_not_move(stat
 
 def test_the_robot_may_move_in_two_states() -> None:
     assert MAY_MOVE == (State.ENGAGED, State.HOLD)
+
+
+# Another policy
+
+
+@pytest.mark.parametrize("state", [State.READY, State.HOLD, State.STOPPED])
+def test_a_robot_that_does_not_move_has_another_policy_at_once(state: State) -> None:
+    robot, other, outcomes = Robot().in_state(state), SimulatedLanes(Script()), list[str | None]()
+    robot.loop.change_policy(other, outcomes.append, robot.now_ns)
+    assert outcomes == [None] and robot.loop.executor.lanes is other
+    assert robot.loop.state is state
+
+
+def test_a_moving_robot_has_another_policy_with_its_next_chunk() -> None:
+    robot, other, outcomes = Robot().in_state(State.ENGAGED), SimulatedLanes(Script()), list[str | None]()
+    old = robot.loop.executor.lanes
+    assert robot.tick() is not None
+    robot.loop.change_policy(other, outcomes.append, robot.now_ns)
+    while not outcomes:
+        assert robot.loop.executor.lanes is old
+        assert robot.tick() is not None
+    assert outcomes == [None] and robot.loop.executor.lanes is other
+    assert robot.loop.executor.counters.inferences == 2 and len(robot.policy.observations) == 1
+
+
+@pytest.mark.parametrize("event", ["disengage", "stop", "reset"])
+def test_when_the_old_policy_is_not_asked_any_more_the_other_one_has_its_turn(event: str) -> None:
+    robot, other, outcomes = Robot().in_state(State.ENGAGED), SimulatedLanes(Script()), list[str | None]()
+    assert robot.tick() is not None
+    robot.loop.change_policy(other, outcomes.append, robot.now_ns)
+    assert outcomes == []
+    EVENTS[event](robot)
+    assert outcomes == [None] and robot.loop.executor.lanes is other
+
+
+def test_a_policy_that_never_saw_anything_like_this_does_not_take_over_a_moving_robot() -> None:
+    low, high = tiny_policy.OBSERVATION.low, tiny_policy.OBSERVATION.high
+    far = replace(tiny_policy.SPEC, observation=tiny_policy.OBSERVATION.with_range(low + 10.0, high + 10.0))
+    for state, outcome in ((State.ENGAGED, "ee_position[0] = 0.5 is far outside the training range"), (State.READY, None)):
+        robot, outcomes = Robot().in_state(state), list[str | None]()
+        old = robot.loop.executor.lanes
+        robot.loop.change_policy(SimulatedLanes(Script(spec=far)), outcomes.append, robot.now_ns)
+        assert len(outcomes) == 1 and (outcomes[0] or "").startswith(outcome or "")
+        assert (robot.loop.executor.lanes is old) is (state is State.ENGAGED)
+
+
+def test_without_an_observation_there_is_nothing_to_refuse_another_policy_for() -> None:
+    robot, outcomes = Robot().in_state(State.ENGAGED), list[str | None]()
+    assert robot.tick() is not None
+    robot.buffer.clear()
+    robot.loop.change_policy(SimulatedLanes(Script()), outcomes.append, robot.now_ns)
+    assert outcomes == [] and robot.tick() is not None
+    assert [robot.tick() is not None for _ in range(3)] == [True] * 3 and outcomes == [None]
+
+
+# A loop that moves nothing
+
+
+def test_a_loop_that_only_watches_clears_stops_and_engages_by_itself_once() -> None:
+    for state, engaged_now in ((State.READY, True), (State.STOPPED, False), (State.ENGAGED, False), (State.HOLD, False)):
+        robot = Robot().in_state(state)
+        assert robot.loop.go_on(robot.now_ns, episode_rng(0, 0)) is engaged_now
+        robot.now_ns += STEP_NS  # a reset forgets the samples
+        robot.sense()
+        assert robot.loop.go_on(robot.now_ns, episode_rng(0, 0)) is (state is State.STOPPED)
+        assert robot.tick() is not None
+
+
+# For who records it
+
+
+def test_a_tick_leaves_what_it_saw_and_what_it_sent() -> None:
+    robot = Robot().in_state(State.ENGAGED)
+    command = robot.tick()
+    assert command is not None and robot.loop.command is command
+    assert robot.loop.observation is not None and robot.loop.observation.stamp_ns == robot.now_ns
+    assert robot.tick(ee_position=[90.0, 0.0, 0.0]) is None  # seen, and of no use
+    assert robot.loop.observation is not None and robot.loop.observation.values["ee_position"][0] == 90.0
+    assert robot.loop.command is None
+    assert robot.blind_tick() is None
+    assert robot.loop.observation is None and robot.loop.command is None
+    robot.loop.disengage()
+    assert robot.tick() is None
+    assert robot.loop.observation is None
+
+
+def test_the_jump_at_every_seam_is_recorded() -> None:
+    robot = Robot().in_state(State.ENGAGED)
+    for _ in range(12):
+        assert robot.tick() is not None
+    assert robot.loop.executor.on_seam == robot.loop.seams.add
+
+
+# Chunks that come late
+
+
+class LateLanes(SimulatedLanes):
+    """Every chunk, an episode's first one too, comes ``takes`` ticks after it was asked for, and is expected after ``expected``."""
+
+    def __init__(self, policy: Script, expected: int, takes: int) -> None:
+        super().__init__(policy, expected)
+        self._policy_here, self._takes = policy, takes
+
+    def submit(self, request: ChunkRequest) -> None:
+        self._under_way.append((self._tick + self._takes, ChunkResult(request, infer(self._policy_here, request), None, 0.0)))
+
+
+@pytest.mark.parametrize("delay", [1, 2])
+def test_the_first_chunk_is_waited_for_without_counting_towards_a_stop_and_a_late_one_counts(delay: int) -> None:
+    robot = Robot(stop_after_s=0.05, lanes=lambda policy: LateLanes(policy, delay, delay)).in_state(State.ENGAGED)
+    for _ in range(delay):
+        assert robot.tick() is None
+        assert (robot.loop.state, robot.loop.reason) == (State.HOLD, FIRST_CHUNK)
+    assert robot.tick() is not None and robot.loop.counters.holds == 0
+
+
+def test_a_chunk_that_does_not_come_holds_and_then_stops_the_robot() -> None:
+    robot = Robot(stop_after_s=0.1, lanes=lambda policy: LateLanes(policy, 1, 1000)).in_state(State.ENGAGED)
+    reasons = [(robot.tick(), robot.loop.state, robot.loop.reason)[1:] for _ in range(5)]
+    late = "inference is late: no chunk covers this tick"
+    assert reasons == [*[(State.HOLD, FIRST_CHUNK)] * 2, *[(State.HOLD, late)] * 2, (State.STOPPED, late)]
+    assert robot.loop.counters.holds == 3

@@ -245,6 +245,20 @@ def test_a_target_that_follows_too_soon_may_be_shorter_by_as_much_and_a_late_one
     assert sent(0.25, 10.9) == pytest.approx(0.0792 + 0.05)  # the velocity, for one period
 
 
+def test_a_turn_that_follows_too_soon_may_be_shorter_by_as_much() -> None:
+    """Angular velocity is LIMITS' and acceleration by the clock: after a turn in 0.04 s what counts is its velocity, not its length."""
+    line = Line(rate_margin=99.0, max_angular_velocity_rad_s=0.5, max_angular_acceleration_rad_s2=2.0)
+
+    def sent(angle: float, now_s: float) -> float:
+        turned = Rotation.from_rotvec([0.0, 0.0, angle]) * Rotation.from_matrix(DOWN)
+        target = line.limiter.filter(CartesianTarget(HOME, turned.as_quat(), 0.02), HOME, matrix_to_columns(DOWN), 0.02, now_s).target
+        return float((Rotation.from_quat(target.quaternion) * Rotation.from_matrix(DOWN).inv()).as_rotvec()[2])
+
+    assert sent(0.2, 10.0) == pytest.approx(0.02)  # from rest, a whole period's
+    assert sent(0.2, 10.04) == pytest.approx(0.02 + 0.04 * 0.28)
+    assert sent(0.2, 10.14) == pytest.approx(0.0312 + 0.1 * 0.48)
+
+
 def test_a_rejected_target_does_not_count_as_sent() -> None:
     line = Line()
     assert line.x(0.02)[0] is Band.PASS

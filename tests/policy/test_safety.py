@@ -289,6 +289,31 @@ def test_the_turn_is_measured_between_two_rotations_of_which_neither_is_special(
     assert filter_target(target, target.position, measured.as_matrix(), LIMITS).band is band
 
 
+@pytest.mark.parametrize("factor", [1.0, 1 + 1e-12, 1 - 1e-12])
+def test_rounding_beyond_no_turn_and_half_a_turn_raises_nothing(factor: float) -> None:
+    """A cosine a rounding above 1 is no turn, one below -1 is half a turn, which a limit of half a turn allows."""
+    target = CartesianTarget(np.array([0.5, 0.0, 0.1]), DOWN_QUATERNION, 0.02)
+    half_turn = np.diag([-1.0, 1.0, -1.0])
+    assert filter_target(target, target.position, factor * DOWN, _changed(max_rotation_rad=1e-3)).band is Band.PASS
+    assert filter_target(target, target.position, factor * half_turn, _changed(max_rotation_rad=np.pi)).band is Band.PASS
+    assert filter_target(target, target.position, factor * half_turn, _changed(max_rotation_rad=3.14)).band is Band.REJECT
+
+
+def test_a_finger_range_that_does_not_begin_at_zero_is_clamped_to_by_its_width() -> None:
+    """By hand: half of 0.5 m is allowed beyond 1 m, the end included."""
+    limits = _changed(gripper_low_m=0.5, gripper_high_m=1.0, action_margin=0.5)
+    assert _target(gripper=1.25, limits=limits)[0] is Band.CLAMP
+    assert _target(gripper=1.2501, limits=limits)[0] is Band.REJECT
+    assert _target(gripper=0.25, limits=limits)[1].gripper_position == 0.5
+
+
+def test_what_was_clamped_is_named_and_a_target_on_the_edge_is_inside() -> None:
+    edge, hand = (0.85, 0.0, 0.1), (0.85, 0.0, 0.1)
+    assert _target(edge, hand=hand)[0] is Band.PASS and _target(edge, gripper=0.05, hand=hand)[0] is Band.PASS
+    assert _target(edge, gripper=0.051, hand=hand)[::2] == (Band.CLAMP, "the finger's target lay outside its range")
+    assert _target((0.86, 0.0, 0.1), hand=hand)[2] == "the target lay 0.010 m outside the workspace"
+
+
 positions = arrays(np.float64, 3, elements=st.one_of(st.floats(-1, 1), st.floats()))
 
 
