@@ -79,7 +79,7 @@ def _segment(folder: Path, rng: np.random.Generator, tally: Tally, bar: "tqdm[An
     simulated = len(tally.verdicts) % 3 == 2
     stage = Stage(folder, int(rng.integers(2**31)), simulated)
     try:
-        stage.wait_for(lambda: stage.tracked, "the tracker", timeout_s=120.0)
+        stage.wait_for(lambda: stage.ready, "the tracker and the checker", timeout_s=120.0)
         stage.recover()
         while time.monotonic() < end_s:
             faults = (*FAULTS, *CLOCK_FAULTS * 2) if simulated else FAULTS

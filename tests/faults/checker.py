@@ -3,8 +3,8 @@
 
     python checker.py CONTRACT PERIOD_S VERDICT [sim]
 
-CONTRACT is the policy node's, read as plain YAML; nothing of the safety layer is imported. It tells what it has seen so far on
-/checker/verdict, listens to /faults/event (JSON: at_s, what, who, pid), and writes VERDICT at SIGTERM.
+CONTRACT is the policy node's, read as plain YAML; nothing of the safety layer is imported. It tells what it has seen so far, and
+whom it has not met yet, on /checker/verdict, listens to /faults/event (JSON: at_s, what, who, pid), and writes VERDICT at SIGTERM.
 """
 
 import heapq
@@ -24,6 +24,7 @@ import rclpy
 import yaml
 from faults.rules import Bounds, Command, Judge, Sample
 from geometry_msgs.msg import PoseStamped
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -93,6 +94,7 @@ class Checker(Node):
         self._fields = fields_by_topic(contract)
         self.judge = Judge(bounds_of(contract, period_s), tuple(contract["observations"]), self.stalls.between, simulated)
         self._heard: list[tuple[float, int, Any]] = []
+        self._unheard: set[str] = set()
         self._number = 0
         self._verdict = self.create_publisher(String, "/checker/verdict", LATCHED)
         for topic, (kind, _) in self._fields.items():
@@ -124,7 +126,9 @@ class Checker(Node):
             at_s = float(info["source_timestamp"]) * 1e-9
             self._keep(at_s, lambda: judge(at_s, message))
 
-        self.create_subscription(kind, topic, heard, qos)
+        self._unheard.add(topic)
+        matched = SubscriptionEventCallbacks(matched=lambda _info: self._unheard.discard(topic))
+        self.create_subscription(kind, topic, heard, qos, event_callbacks=matched)
 
     def _samples(self, topic: str, at_s: float, message: Any) -> None:
         for sample in samples_of(message, *self._fields[topic]):
@@ -158,7 +162,7 @@ class Checker(Node):
         self.judge.until(until_s)
 
     def _tell(self) -> None:
-        told = {"violations": len(self.judge.violations), "commands": self.judge.counts["commands"]}
+        told = {"violations": len(self.judge.violations), "commands": self.judge.counts["commands"], "unheard": sorted(self._unheard)}
         self._verdict.publish(String(data=json.dumps(told)))
 
 
@@ -171,7 +175,8 @@ def samples_of(message: Any, kind: Any, fields: list[dict[str, Any]]) -> list[Sa
         if problem is None and source["name"] == "ee_position":
             p, o = message.pose.position, message.pose.orientation
             hand = np.array([p.x, p.y, p.z, o.x, o.y, o.z, o.w])
-            hand = hand if _pose_problem(message, {**source, "part": "rotation_columns"}) is None else None
+            if _pose_problem(message, {**source, "part": "rotation_columns"}) is not None:
+                hand[3:] = np.nan  # fields are read apart: of such a message the position counts
         found.append(Sample(source["name"], _seconds(message.header.stamp), problem, hand))
     return found
 

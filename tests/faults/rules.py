@@ -62,7 +62,7 @@ class Sample:
     field: str
     stamp_s: float
     problem: str | None
-    hand: NDArray[np.float64] | None = None  # position and quaternion (7,), where it is the hand's pose
+    hand: NDArray[np.float64] | None = None  # position and quaternion (7,), where it is the hand's pose; NaN for a rotation that is none
 
 
 @dataclass
@@ -253,7 +253,7 @@ class Judge:
         near = min((float(np.linalg.norm(position - hand[:3])) for hand in hands), default=math.inf)
         if near > bounds.distance_m + EPSILON:
             self._violate(now_s, "distance", f"{near:.4f} m from any hand of the last 0.5 s")
-        turned = min((float(np.linalg.norm(_turn(quaternion, hand[3:]))) for hand in hands), default=math.inf)
+        turned = min((float(np.linalg.norm(_turn(quaternion, hand[3:]))) for hand in hands if np.isfinite(hand).all()), default=math.inf)
         if turned > bounds.rotation_rad + EPSILON:
             self._violate(now_s, "turn", f"{turned:.4f} rad from any hand of the last 0.5 s")
         run = [pose for pose in self._poses if pose[1] == self._states][-2:]

@@ -61,10 +61,20 @@ class Stage(Scene):
             "node": [sys.executable, "-m", "faults.faulty_node", str(self._orders), *node[3:]],
         }
         super().__init__(folder, words, CUBE)
+        self._checked = False
+        self._listen(String, "/checker/verdict", self._on_checker, EVENT_QOS)
         self._events = self.observer.create_publisher(String, "/faults/event", EVENT_QOS)
         self._relay = self.observer.create_publisher(String, "/faults/relay", LATCHED_QOS)
         for name, process in self.processes.items():
             self._tell("started", name, process.pid)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the tracker tracks and the checker hears everything: what it missed at the beginning would look like a fault."""
+        return bool(self.tracked) and self._checked
+
+    def _on_checker(self, message: String, _info: Any) -> None:
+        self._checked = not json.loads(message.data)["unheard"]
 
     def start(self, name: str) -> None:
         """Starts a process, or starts it again."""

@@ -182,3 +182,16 @@ def test_by_a_simulations_clock_only_what_a_command_says_of_itself_is_judged() -
     judge.clock(1.2, 3607.2)
     judge.command(1.21, Command(7.0, "base", pose))
     assert [violation.rule for violation in judge.violations] == ["age"]
+
+
+def test_of_a_hand_whose_rotation_is_none_the_position_counts_and_the_turn_does_not() -> None:
+    elsewhere = HAND + 0.2 * X
+    half = np.concatenate([elsewhere, np.full(4, np.nan)])
+    for quaternion, rules in ((DOWN, {"velocity", "acceleration"}), (turned(0.6), None)):
+        tape = Tape()
+        tape.wait(0.05)
+        tape.samples()
+        tape.judge.sample(tape.now_s, Sample("/hand", tape.now_s, None, half))
+        tape.send(elsewhere, quaternion)
+        assert "distance" not in tape.found()
+        assert tape.found() <= rules if rules is not None else "turn" in tape.found()

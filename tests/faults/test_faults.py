@@ -49,7 +49,7 @@ def _harmless(stage: Stage, fault: Fault, rng: np.random.Generator) -> bool:
 
 def _play_all(stage: Stage, faults: tuple[Fault, ...]) -> None:
     rng = np.random.default_rng(1)
-    stage.wait_for(lambda: stage.tracked, "the tracker", timeout_s=120.0)
+    stage.wait_for(lambda: stage.ready, "the tracker and the checker", timeout_s=120.0)
     stage.recover()
     missed = []
     for fault in faults:
