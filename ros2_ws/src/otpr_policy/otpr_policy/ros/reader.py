@@ -15,19 +15,20 @@ from rclpy.guard_condition import GuardCondition
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
+from rclpy.subscription import Subscription
 
 Keep = Callable[[Any], Any]
 
 
 class Reader:
-    """Subscriptions of a node that its executor leaves alone."""
+    """Subscriptions of a node whose messages its executor leaves alone."""
 
     def __init__(self, node: Node, keep: Keep, failed: Callable[[Exception], None]) -> None:
         """``keep`` takes what cleanup destroys; ``failed`` is told, in the thread, what a callback raised, and reading goes on."""
         self._node = node
         self._keep = keep
         self._failed = failed
-        self._group = _NotForExecutors()
+        self._group = _EventsOnly()
         self._callbacks: list[tuple[Any, Callable[[Any], None]]] = []
         self._wake = GuardCondition(None, self._group, context=node.context)
         self._closed = False
@@ -82,14 +83,14 @@ class Reader:
                 self._failed(error)
 
 
-class _NotForExecutors(CallbackGroup):
-    """A group of which no executor may run anything."""
+class _EventsOnly(CallbackGroup):
+    """Executors may not take messages, but tell of publishers whose QoS does not fit and the like."""
 
     def can_execute(self, entity: Any) -> bool:
-        return False
+        return not isinstance(entity, Subscription)
 
     def beginning_execution(self, entity: Any) -> bool:
-        return False
+        return self.can_execute(entity)
 
     def ending_execution(self, entity: Any) -> None:
-        raise AssertionError("nothing was begun")
+        pass
