@@ -218,9 +218,8 @@ class PolicyNode(LifecycleNode):
             report = Path(self.parameters.report) if self.parameters.report else None
             self._outlet: Outlet = ProposalOutlet(self, keep, contract, period_s, report)
         else:
-            lockstep = self._pacing is Pacing.OBSERVATION
-            qos = COMMAND_QOS if lockstep else offered_command_qos(period_s)
-            self._outlet = CommandOutlet(self, keep, contract, qos, lockstep)
+            qos = COMMAND_QOS if self._pacing is Pacing.OBSERVATION else offered_command_qos(period_s)
+            self._outlet = CommandOutlet(self, keep, contract, qos)
         if self._actors.stream is not None:
             self._link = OperatorLink(self, keep, self._actors, contract, self._data_time_ns, self._lock, self._control.counters)
         self._diagnostics_publisher = keep(self.create_publisher(DiagnosticArray, "/diagnostics", 1))

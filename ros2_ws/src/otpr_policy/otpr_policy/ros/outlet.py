@@ -54,9 +54,8 @@ class Outlet(Protocol):
 class CommandOutlet:
     """To the robot. Only this makes the command publishers, so that a node in shadow mode has none."""
 
-    def __init__(self, node: LifecycleNode, keep: Keep, contract: RobotContract, qos: QoSProfile, lockstep: bool) -> None:
-        """``qos``: of the command topics. In lockstep the simulation goes on with the pose, which comes last then; a robot has it first."""
-        self._lockstep = lockstep
+    def __init__(self, node: LifecycleNode, keep: Keep, contract: RobotContract, qos: QoSProfile) -> None:
+        """``qos``: of the command topics."""
         self._frame = contract.pose_command.frame
         self._pose = keep(node.create_lifecycle_publisher(PoseStamped, contract.pose_command.topic, qos))
         self._gripper = keep(node.create_lifecycle_publisher(Float64MultiArray, contract.gripper_command.topic, qos))
@@ -72,13 +71,11 @@ class CommandOutlet:
         pose = encode_pose(command.target, self._frame, command.stamp_ns)
         gripper = encode_gripper(command.target)
         label = String(data=json.dumps({"stamp_ns": command.stamp_ns, "commander": command.commander.value}))
-        if self._lockstep and permitted():
+        if permitted():
             self._gripper.publish(gripper)
         if permitted():
-            self._pose.publish(pose)
+            self._pose.publish(pose)  # in lockstep the simulation goes on with this one
             self._commander.publish(label)
-        if not self._lockstep and permitted():
-            self._gripper.publish(gripper)
 
     def policy_changed(self) -> None:
         """The robot is told the same way."""
