@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from std_msgs.msg import String
 
 from otpr_policy.ros.reader import Reader
@@ -98,21 +98,6 @@ def test_an_executor_of_the_node_leaves_them_alone(desk: Desk) -> None:
     desk.node.destroy_subscription(ordinary)
     assert soon(lambda: len(desk.read["/a"]) == 10)
     assert desk.read["/a"] == heard and desk.threads == {"otpr-reader"}
-
-
-def test_a_publisher_whose_qos_does_not_fit_is_told_of_as_with_any_subscription(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
-    desk.start()
-    desk.writer.create_publisher(String, "/a", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
-    executor = SingleThreadedExecutor()
-    executor.add_node(desk.node)
-    told = ""
-    deadline = time.monotonic() + 10.0
-    while "incompatible QoS" not in told and time.monotonic() < deadline:
-        executor.spin_once(timeout_sec=0.1)
-        told += capfd.readouterr().err
-    executor.remove_node(desk.node)
-    executor.shutdown()
-    assert "New publisher discovered on topic '/a', offering incompatible QoS" in told
 
 
 def test_what_a_callback_raises_is_told_and_reading_goes_on(desk: Desk) -> None:

@@ -15,7 +15,6 @@ from rclpy.guard_condition import GuardCondition
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.subscription import Subscription
 
 Keep = Callable[[Any], Any]
 
@@ -28,7 +27,7 @@ class Reader:
         self._node = node
         self._keep = keep
         self._failed = failed
-        self._group = _EventsOnly()
+        self._group = _NotForExecutors()
         self._callbacks: list[tuple[Any, Callable[[Any], None]]] = []
         self._wake = GuardCondition(None, self._group, context=node.context)
         self._closed = False
@@ -83,14 +82,14 @@ class Reader:
                 self._failed(error)
 
 
-class _EventsOnly(CallbackGroup):
-    """Executors may not take messages, but tell of publishers whose QoS does not fit and the like."""
+class _NotForExecutors(CallbackGroup):
+    """A group of which no executor may run anything, events of its subscriptions included: taking those starved the control thread."""
 
     def can_execute(self, entity: Any) -> bool:
-        return not isinstance(entity, Subscription)
+        return False
 
     def beginning_execution(self, entity: Any) -> bool:
-        return self.can_execute(entity)
+        return False
 
     def ending_execution(self, entity: Any) -> None:
-        pass
+        raise AssertionError("nothing was begun")
