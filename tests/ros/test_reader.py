@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
 from otpr_policy.ros.reader import Reader
@@ -98,6 +99,43 @@ def test_an_executor_of_the_node_leaves_them_alone(desk: Desk) -> None:
     desk.node.destroy_subscription(ordinary)
     assert soon(lambda: len(desk.read["/a"]) == 10)
     assert desk.read["/a"] == heard and desk.threads == {"otpr-reader"}
+
+
+def test_a_publisher_whose_qos_does_not_fit_is_told_of_as_with_any_subscription(desk: Desk, capfd: pytest.CaptureFixture[str]) -> None:
+    desk.start()
+    desk.writer.create_publisher(String, "/a", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    told: list[str] = []
+    assert soon(lambda: told.append(capfd.readouterr().err) or "incompatible QoS" in "".join(told))
+    assert "New publisher discovered on topic '/a', offering incompatible QoS" in "".join(told)
+    desk.write("/a", "read as before")
+    assert soon(lambda: desk.read["/a"] == ["read as before"])
+
+
+def test_an_executor_of_the_node_sleeps_through_the_messages(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fast DDS wakes who waits for an event of a subscription with its messages, too."""
+    desk.start()
+    waits = []
+
+    class Counted(rclpy_implementation.WaitSet):
+        def wait(self, timeout: int) -> None:
+            waits.append(timeout)
+            super().wait(timeout)
+
+    monkeypatch.setattr(rclpy_implementation, "WaitSet", Counted)  # the reader has made its own already
+    executor = SingleThreadedExecutor()
+    executor.add_node(desk.node)
+    spins = threading.Thread(target=lambda: executor.spin_once(timeout_sec=2.0))
+    executor.spin_once(timeout_sec=0.1)
+    before = len(waits)
+    spins.start()
+    for number in range(50):
+        desk.write("/a", str(number))
+        time.sleep(0.01)
+    spins.join()
+    executor.remove_node(desk.node)
+    executor.shutdown()
+    assert len(desk.read["/a"]) == 50
+    assert 1 <= len(waits) - before < 10
 
 
 def test_what_a_callback_raises_is_told_and_reading_goes_on(desk: Desk) -> None:

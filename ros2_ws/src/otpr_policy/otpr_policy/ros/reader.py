@@ -29,6 +29,7 @@ class Reader:
         self._failed = failed
         self._group = _NotForExecutors()
         self._callbacks: list[tuple[Any, Callable[[Any], None]]] = []
+        self._events: list[Any] = []  # such as of a publisher whose QoS does not fit
         self._wake = GuardCondition(None, self._group, context=node.context)
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -37,6 +38,8 @@ class Reader:
         """Adds a topic, before :meth:`start`."""
         subscription = self._node.create_subscription(kind, topic, callback, qos, callback_group=self._group)
         self._callbacks.append((self._keep(subscription), callback))
+        handlers: Any = subscription.event_handlers  # a list, which rclpy's annotation forgets
+        self._events += handlers
 
     def start(self, on_thread_start: Callable[[], None]) -> None:
         """Begins to read. ``on_thread_start`` is called in the thread first, such as to ask for a priority."""
@@ -56,18 +59,24 @@ class Reader:
         on_thread_start()
         context = self._node.context
         with ExitStack() as held:  # nothing of it is destroyed under the wait set's feet
-            for resource in (context.handle, self._wake.handle, *(subscription.handle for subscription, _ in self._callbacks)):
+            subscriptions = [subscription.handle for subscription, _ in self._callbacks]
+            for resource in (context.handle, self._wake.handle, *subscriptions, *self._events):
                 held.enter_context(resource)
-            wait_set = rclpy_implementation.WaitSet(len(self._callbacks), 1, 0, 0, 0, 0, context.handle)
+            wait_set = rclpy_implementation.WaitSet(len(subscriptions), 1, 0, 0, 0, len(self._events), context.handle)
             while True:
                 wait_set.clear_entities()
-                for subscription, _ in self._callbacks:
-                    wait_set.add_subscription(subscription.handle)
+                for subscription in subscriptions:
+                    wait_set.add_subscription(subscription)
+                for event in self._events:
+                    event.add_to_wait_set(wait_set)
                 wait_set.add_guard_condition(self._wake.handle)
                 wait_set.wait(-1)
                 if self._closed:
                     return
                 self._read(wait_set.get_ready_entities("subscription"))
+                for event in self._events:
+                    if event.is_ready(wait_set) and (told := event.take_data()) is not None:
+                        event.callback(told)
 
     def _read(self, ready: list[int]) -> None:
         for subscription, callback in self._callbacks:
@@ -83,7 +92,11 @@ class Reader:
 
 
 class _NotForExecutors(CallbackGroup):
-    """A group of which no executor may run anything, events of its subscriptions included: taking those starved the control thread."""
+    """A group of which no executor may run anything.
+
+    Events of its subscriptions are no exception: Fast DDS wakes who waits for an event of a subscription with every message of it, too, and
+    an executor that gathers all of a node each time holds the interpreter's lock against the reader and the control loop.
+    """
 
     def can_execute(self, entity: Any) -> bool:
         return False
