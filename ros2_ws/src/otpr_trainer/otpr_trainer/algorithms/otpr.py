@@ -86,7 +86,9 @@ class Config(CriticSettings):
         0.0, "share alpha of the guiding score in the cost, 0 to 1: 0 is -Q alone, 1 is the keypoints' guidance alone"
     )
     support: float = setting(2.0, "chunks that the median state is transported to; the regularisation epsilon follows from it")
-    mask: bool = setting(True, "keypoints are transported to their own chunk alone")
+    mask: bool = setting(
+        True, "keypoints go to their own chunk alone, apart from the transport problem; states of own successes may be in both"
+    )
     keypoint_share: float = setting(0.5, "share of keypoints in a batch of the policy")
     own_keypoints: bool = setting(True, "own successes are keypoints too, beside the demonstrations")
     train_resampling: bool = setting(True, "draw chunks by H instead of weighting all of them")
