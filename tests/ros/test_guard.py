@@ -17,7 +17,7 @@ from std_msgs.msg import Bool, Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 
 from otpr_policy.control import State
-from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS
+from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, stamp_to_ns
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 pytestmark = [pytest.mark.ros, pytest.mark.faults]
@@ -312,6 +312,65 @@ def test_a_hand_over_that_takes_too_long_between_gripper_and_pose_does_not_send_
         time.sleep(0.2)
         assert len(bench.robot.poses) == sent
         publisher.publish = publish
+
+
+def test_what_was_decided_on_data_that_has_become_too_old_meanwhile_is_not_sent(make_bench: Callable[..., Any]) -> None:
+    """A tick that a busy machine holds up for less than the watchdog allows: 0.12 s, where data may be 0.1 s old."""
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    pose, control = bench.policy._outlet._pose, bench.policy._control
+    publish, decide = pose.publish, control.tick
+    ages_s: list[float] = []
+    held_up: list[float] = []
+
+    def send(message: PoseStamped) -> None:
+        ages_s.append((bench.robot.now_ns() - stamp_to_ns(message.header.stamp)) / 1e9)
+        publish(message)
+
+    def stall(*arguments: Any) -> Any:
+        command = decide(*arguments)
+        if command is not None and len(ages_s) % 5 == 4:  # decided, but not sent
+            ages_s.append(0.0)
+            held_up.append(time.monotonic())
+            time.sleep(0.12)
+        return command
+
+    with Streams(bench):
+        engaged(bench)
+        pose.publish, control.tick = send, stall
+        bench.wait_for(lambda: len(held_up) == 3 or state(bench) is State.STOPPED, "three stalls")
+        bench.wait_for(lambda: len(ages_s) % 5 or state(bench) is State.STOPPED, "the robot to go on")
+        pose.publish, control.tick = publish, decide
+    assert max(ages_s) <= 0.11, ages_s  # and what it takes to send
+
+
+def test_what_was_decided_before_the_switch_was_let_go_is_not_sent_after(make_bench: Callable[..., Any], tmp_path: Path) -> None:
+    bench = make_bench(robot=contracts.write(tmp_path / "dead_man.yaml", dead_man=HEARTBEAT), pacing="clock")
+    ready(bench)
+    publisher = bench.robot.node.create_publisher(Bool, "/dead_man", 1)
+    bench.wait_for(lambda: publisher.get_subscription_count() == 1, "the node to listen")
+    control, decide = bench.policy._control, bench.policy._control.tick
+    sent: list[int] = []
+
+    def let_go(*arguments: Any) -> Any:
+        command = decide(*arguments)
+        if command is not None and not sent:
+            streams.extra = lambda: publisher.publish(Bool(data=False))
+            bench.wait_for(bench.policy._guard.released, "the switch to be let go")
+            sent.append(len(bench.robot.poses))
+        return command
+
+    with Streams(bench) as streams:
+        streams.extra = lambda: publisher.publish(Bool(data=True))
+        engaged(bench)
+        pose = bench.policy._outlet._pose
+        publish = pose.publish
+        after: list[PoseStamped] = []
+        pose.publish = lambda message: (after.append(message) if sent else None, publish(message))
+        control.tick = let_go
+        bench.wait_for(lambda: state(bench) in (State.READY, State.STOPPED), "the robot to rest")
+        assert after == []
+        pose.publish, control.tick = publish, decide
 
 
 def test_a_watchdog_that_fails_stops_the_robot_and_goes_on(make_bench: Callable[..., Any]) -> None:
