@@ -113,6 +113,37 @@ def test_the_robot_moves_while_a_person_holds_the_switch_and_not_after(
             engaged(bench)
 
 
+@pytest.mark.parametrize("after_release", ["engage", "resume"])
+def test_a_switch_that_is_let_go_for_less_than_a_tick_was_let_go(
+    make_bench: Callable[..., Any], tmp_path: Path, after_release: str
+) -> None:
+    switch = HEARTBEAT | {"after_release": after_release}
+    bench = make_bench(robot=contracts.write(tmp_path / "dead_man.yaml", dead_man=switch), pacing="clock")
+    ready(bench)
+    publisher = bench.robot.node.create_publisher(Bool, "/dead_man", 20)
+    bench.wait_for(lambda: publisher.get_subscription_count() == 1, "the node to listen")
+    told: list[str] = []
+    bench.robot.node.create_subscription(String, "/policy_node/state", lambda message: told.append(message.data), 20)
+    with Streams(bench) as streams:
+        streams.extra = lambda: publisher.publish(Bool(data=True))
+        engaged(bench)
+        told.clear()
+
+        def let_go_and_press() -> None:
+            streams.extra = lambda: publisher.publish(Bool(data=True))
+            publisher.publish(Bool(data=False))
+            publisher.publish(Bool(data=True))
+
+        streams.extra = let_go_and_press
+        if after_release == "engage":
+            bench.wait_for(lambda: state(bench) is State.READY, "the robot to rest", timeout_s=3.0)
+            time.sleep(0.2)
+            assert state(bench) is State.READY
+        else:
+            bench.wait_for(lambda: any("let go" in text or "released" in text for text in told), "the hold", timeout_s=3.0)
+            bench.wait_for(lambda: state(bench) is State.ENGAGED, "the robot to go on")
+
+
 def test_two_switches_are_none(make_bench: Callable[..., Any], tmp_path: Path) -> None:
     bench = make_bench(robot=contracts.write(tmp_path / "dead_man.yaml", dead_man=HEARTBEAT))
     ready(bench)

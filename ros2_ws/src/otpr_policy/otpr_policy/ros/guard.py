@@ -99,6 +99,10 @@ class Guard:
         """Why the person's switch does not allow motion; None when it does, or when the contract asks for none."""
         return None if self._dead_man is None else self._dead_man.problem(time.monotonic())
 
+    def let_go(self) -> str | None:
+        """As :meth:`released`, and of a release since this was asked last: a control period may be longer than it."""
+        return None if self._dead_man is None else self._dead_man.problem_since(time.monotonic())
+
     def beat(self, control: ControlLoop) -> None:
         """A control step begins. One that comes too late loses its permission even before the watchdog looks, if it has any."""
         if self._watchdog is not None:

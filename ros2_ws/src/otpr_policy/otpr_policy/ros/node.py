@@ -274,7 +274,7 @@ class PolicyNode(LifecycleNode):
                 self._settle()
                 if self._actors.mode is Mode.SHADOW:
                     self._engagements += self._control.go_on(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
-                command = self._control.tick(now_ns, self._guard.released())
+                command = self._control.tick(now_ns, self._guard.let_go())
                 sent = command is not None and self._send(command)
             self._publish_state()
             return sent
@@ -326,6 +326,7 @@ class PolicyNode(LifecycleNode):
             return refused
         with self._lock:
             self._settle()
+            self._guard.let_go()  # what was before this is past
             now_ns = self._data_time_ns()
             refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements), self._guard.released())
         if refused is None:
