@@ -89,18 +89,19 @@ class DeadMan:
         """A switch that nobody has pressed yet."""
         self._max_age_s = max_age_s
         self._heard: tuple[bool, float] | None = None
-        self._releases = 0  # heard of
-        self._noticed = 0  # of them, by whoever asks
+        self._release: object = None  # the last one, each a thing of its own
+        self._noticed: object = None  # the last one that who asks was told of
 
     def hear(self, pressed: bool, now_s: float) -> None:
         """A message has arrived. Silence before it counts as a release, too."""
-        self._releases += not pressed or self.problem(now_s) is not None
+        if not pressed or self.problem(now_s) is not None:
+            self._release = object()
         self._heard = (pressed, now_s)
 
     def problem_since(self, now_s: float) -> str | None:
         """As :meth:`problem`, and of a release since this was asked last, however short. For one thread at a time."""
-        releases = self._releases
-        missed, self._noticed = releases != self._noticed, releases
+        release = self._release
+        missed, self._noticed = release is not self._noticed, release
         return self.problem(now_s) or ("the dead-man switch was let go for a moment" if missed else None)
 
     def problem(self, now_s: float) -> str | None:
