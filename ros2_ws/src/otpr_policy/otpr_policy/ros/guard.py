@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What besides the control loop keeps the robot still: a person's switch, the watchdog, another commander.
 
-The guard's thread waits for nothing and takes no lock that the control thread takes. While the robot may move it
+The guard's thread waits for nothing. Of the locks that the control thread takes it takes the observation buffer's alone, which is held
+for as long as a few numbers are copied, and only after it has said what it has to say of the control thread. While the robot may move it
 asserts the liveliness of the command topics; when it stops doing so, a consumer that listens to liveliness stops within
 the lease, though the next tick may be far.
 """
