@@ -16,7 +16,9 @@ from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool, Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 
+from otpr_policy.contract import load_contract
 from otpr_policy.control import State
+from otpr_policy.ros.guard import Guard
 from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, stamp_to_ns
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -464,6 +466,32 @@ def test_a_second_commander_stops_a_robot_that_is_engaged_and_is_named(make_benc
             other.destroy_publisher(rival)
             bench.wait_for(lambda t=topic: bench.policy.count_publishers(t) == 1, "the stranger to go")
     other.destroy_node()
+
+
+def test_who_else_publishes_is_looked_for_where_a_launch_file_has_put_the_topics(tmp_path: Path) -> None:
+    """Of two robots on one network: the other one's topics have the names that are in the contract."""
+    contract = load_contract(contracts.write(tmp_path / "dead_man.yaml", dead_man=HEARTBEAT))
+    remap = ["--ros-args", "-r", "/target_pose:=/left/target_pose", "-r", "/dead_man:=/left/dead_man"]
+    node, others = Node("left", cli_args=remap), Node("others")
+    kept: list[Any] = []
+    guard = Guard(node, contract, lambda entity: kept.append(entity) or entity, lambda _reason: None)
+    node.create_publisher(PoseStamped, "/target_pose", COMMAND_QOS)
+    node.create_publisher(Float64MultiArray, "/gripper_controller/commands", COMMAND_QOS)
+    for topic, kind in (("/target_pose", PoseStamped), ("/dead_man", Bool), ("/left/dead_man", Bool)):
+        others.create_publisher(kind, topic, 1)
+    try:
+        assert _soon(lambda: node.count_publishers("/left/dead_man") == node.count_publishers("/target_pose") == 1)
+        assert guard.refusal() is None
+        rival = others.create_publisher(PoseStamped, "/left/target_pose", COMMAND_QOS)
+        assert _soon(lambda: node.count_publishers("/left/target_pose") == 2)
+        assert guard.refusal() == "2 nodes publish on /left/target_pose: /left, /others; only one may command the robot"
+        others.destroy_publisher(rival)
+        others.create_publisher(Bool, "/left/dead_man", 1)
+        assert _soon(lambda: node.count_publishers("/left/dead_man") == 2 and node.count_publishers("/left/target_pose") == 1)
+        assert "the dead-man switch on /left/dead_man" in str(guard.refusal())
+    finally:
+        node.destroy_node()
+        others.destroy_node()
 
 
 def test_a_stranger_that_comes_while_nobody_is_engaged_stops_nothing(make_bench: Callable[..., Any]) -> None:

@@ -48,11 +48,12 @@ class Guard:
         self._node = node
         self._on_rival = on_rival
         self._switch = contract.dead_man_switch if commands else None
-        topics = (contract.pose_command.topic, contract.gripper_command.topic) if commands else ()
-        # Topics that one node alone may publish on, with what they are and why.
+        # Topics that one node alone may publish on, with what they are and why. ROS counts by names as a launch file has remapped them.
+        topics = map(node.resolve_topic_name, (contract.pose_command.topic, contract.gripper_command.topic) if commands else ())
         self._sole = [(f"on {topic}", topic, "only one may command the robot") for topic in topics]
         if self._switch is not None:  # of two the one that is pressed would win: the newest message counts, whoever sent it
-            self._sole += [(f"the dead-man switch on {self._switch.topic}", self._switch.topic, "there must be one")]
+            topic = node.resolve_topic_name(self._switch.topic)
+            self._sole += [(f"the dead-man switch on {topic}", topic, "there must be one")]
         self._dead_man: DeadMan | None = None
         self.permit = Permit()
         self._watchdog: Watchdog | None = None
