@@ -377,6 +377,22 @@ def test_what_was_decided_on_data_that_has_become_too_old_meanwhile_is_not_sent(
     assert max(ages_s) <= 0.11, ages_s  # and what it takes to send
 
 
+def test_a_command_counts_from_when_it_left(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    pose, limiter = bench.policy._outlet._pose, bench.policy._control._limiter
+    publish, left = pose.publish, limiter.left
+    order: list[str] = []
+    with Streams(bench):
+        engaged(bench)
+        pose.publish = lambda message: (publish(message), order.append("sent"))
+        limiter.left = lambda now_s: (left(now_s), order.append("counted"))
+        bench.wait_for(lambda: len(order) > 8, "some commands")
+        pose.publish, limiter.left = publish, left
+    after = order[order.index("sent") :]
+    assert after[0::2] == ["sent"] * len(after[0::2]) and after[1::2] == ["counted"] * len(after[1::2])
+
+
 def test_what_was_decided_before_the_switch_was_let_go_is_not_sent_after(make_bench: Callable[..., Any], tmp_path: Path) -> None:
     bench = make_bench(robot=contracts.write(tmp_path / "dead_man.yaml", dead_man=HEARTBEAT), pacing="clock")
     ready(bench)

@@ -200,6 +200,11 @@ class ControlLoop:
         self.command = command
         return command
 
+    def sent(self) -> None:
+        """What the last tick decided has left just now, however long that took."""
+        if self._clock is not None:
+            self._limiter.left(self._clock())
+
     def keep_back(self, reason: str) -> None:
         """Holds because what the last tick decided was not sent. The plan stays: it is late and not wrong."""
         self.counters.commands -= 1

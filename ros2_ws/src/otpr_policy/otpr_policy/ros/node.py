@@ -298,6 +298,8 @@ class PolicyNode(LifecycleNode):
         self._outlet.publish(command, permitted)
         if kept_back:
             self._control.keep_back(kept_back[0])
+        else:
+            self._control.sent()
         return not kept_back
 
     # Callbacks
