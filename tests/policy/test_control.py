@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_policy
-from scripted_robot import SAMPLES, STEP_NS, STILL, Robot, Script
+from scripted_robot import LIMITS, SAMPLES, STEP_NS, STILL, Robot, Script
 
 from otpr_policy.chunk import episode_rng
 from otpr_policy.command import delta_to_target
@@ -142,6 +142,29 @@ def test_four_held_ticks_in_any_sixteen_go_on_for_ever(pattern: str) -> None:
     states = _play(robot, pattern * 20)
     assert set(states) == {State.ENGAGED, State.HOLD}
     assert robot.loop.counters.holds == 20 * pattern.count("x")
+
+
+def test_a_command_that_is_kept_back_is_none_holds_and_leaves_the_plan_and_too_many_are_a_stop() -> None:
+    robot = Robot(stop_after_s=0.2).in_state(State.ENGAGED)
+    for number in range(1, 6):
+        assert robot.tick() is not None
+        robot.loop.keep_back("too late")
+        assert robot.loop.command is None
+        assert (robot.loop.counters.commands, robot.loop.counters.holds) == (0, number)
+        assert (robot.loop.state, robot.loop.reason) == (State.HOLD if number < 5 else State.STOPPED, "too late")
+    assert len(robot.policy.observations) == 2  # chunks are carried out four ticks long: holding for this asks for none
+
+
+def test_a_hand_whose_target_was_kept_back_is_at_rest_for_the_next() -> None:
+    limits = replace(LIMITS, max_velocity_m_s=0.2)  # 1 cm per tick
+    robot = Robot(limits=limits, action=np.array([0.02, 0, 0, 0, 0, 0, 0.02])).in_state(State.ENGAGED)
+    targets = []
+    for _ in range(3):
+        command = robot.tick()
+        assert command is not None
+        targets.append(float(command.target.position[0]))
+        robot.loop.keep_back("too late")
+    assert targets == pytest.approx([0.51, 0.51, 0.51])  # else 0.51, 0.52, 0.53, of which nothing was sent
 
 
 def test_engaging_starts_the_count_of_holds_anew() -> None:

@@ -3,6 +3,7 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,35 @@ def test_a_command_that_leaves_soon_after_a_late_one_may_move_less() -> None:
     robot = Robot(limits=limits, clock=lambda: next(times), action=np.array([0.05, 0, 0, 0, 0, 0, 0.02])).in_state(State.ENGAGED)
     sent = [robot.tick() for _ in range(4)]
     assert [float(one.target.position[0]) for one in sent if one is not None] == pytest.approx([0.51, 0.52, 0.522, 0.532])
+
+
+def test_a_command_that_was_held_up_on_its_way_out_lets_the_next_one_move_less() -> None:
+    """At the instants at which commands leave, no two targets are faster apart than 0.2 m/s."""
+    now_s = 0.0
+    limits = replace(SLOW, max_acceleration_m_s2=1000.0)
+    robot = Robot(limits=limits, clock=lambda: now_s, action=np.array([0.05, 0, 0, 0, 0, 0, 0.02])).in_state(State.ENGAGED)
+    left: list[tuple[float, float]] = []
+    for number, held_up_s in enumerate((0.0, 0.04, 0.0, 0.0)):
+        now_s = 0.05 * number
+        command = robot.tick()
+        assert command is not None
+        now_s += held_up_s
+        robot.loop.sent()
+        left.append((now_s, float(command.target.position[0])))
+    speeds = [(x - before) / (at_s - before_s) for (before_s, before), (at_s, x) in pairwise(left)]
+    assert max(speeds) <= 0.2 + 1e-6
+    assert speeds[1:] == pytest.approx([0.2, 0.2])  # and no slower than that
+
+
+def test_in_lockstep_commands_are_a_period_apart_however_long_sending_takes() -> None:
+    robot = Robot(limits=replace(SLOW, max_acceleration_m_s2=1000.0), action=np.array([0.05, 0, 0, 0, 0, 0, 0.02])).in_state(State.ENGAGED)
+    places = []
+    for _ in range(2):
+        command = robot.tick()
+        assert command is not None
+        robot.loop.sent()
+        places.append(float(command.target.position[0]))
+    assert places == pytest.approx([0.51, 0.52])
 
 
 def test_waiting_for_the_first_chunk_after_moving_is_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:

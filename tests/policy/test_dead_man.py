@@ -35,6 +35,31 @@ def test_a_released_switch_does_not_allow_motion_however_fresh() -> None:
     assert switch.problem(10.2) is None
 
 
+def test_a_release_between_two_looks_is_noticed_once_however_short() -> None:
+    switch = DeadMan(0.25)
+    switch.hear(True, 10.0)
+    switch.problem_since(10.0)
+    assert switch.problem_since(10.1) is None
+    for _ in range(2):
+        switch.hear(False, 10.1)
+        switch.hear(True, 10.1)
+    assert switch.problem(10.1) is None
+    assert switch.problem_since(10.1) == "the dead-man switch was let go for a moment"
+    assert switch.problem_since(10.2) is None
+    switch.hear(False, 10.2)
+    assert switch.problem_since(10.2) == "the dead-man switch is released"
+
+
+def test_silence_between_two_looks_is_noticed_and_messages_in_time_are_none() -> None:
+    switch = DeadMan(0.25)
+    switch.hear(True, 10.0)
+    switch.problem_since(10.0)
+    switch.hear(True, 10.25)
+    assert switch.problem_since(10.25) is None
+    switch.hear(True, 10.51)
+    assert switch.problem_since(10.51) == "the dead-man switch was let go for a moment"
+
+
 @pytest.mark.parametrize("now_s", [9.9, float("nan"), float("inf")])
 def test_a_time_before_the_message_or_no_time_at_all_does_not_allow_motion(now_s: float) -> None:
     switch = DeadMan(0.25)

@@ -371,6 +371,19 @@ def test_the_newest_flights_are_kept_and_nothing_else_is_touched(tmp_path: Path,
     assert (tmp_path / "mine.mcap").exists()
 
 
+def test_a_flight_that_was_just_saved_is_kept_though_the_clock_went_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A robot's computer may begin each day in 1970, until it has the time."""
+    later = [tmp_path / f"flight_20300101_00000{number}_000.mcap" for number in range(3)]
+    for path in later:
+        path.write_text("of a later time")
+    monkeypatch.setattr(flight_writer.time, "time_ns", lambda: 10**9)
+    desk = Desk(tmp_path)
+    asked = desk.writer.request("STOPPED: the watchdog")
+    assert desk.writer.close(10.0)
+    assert desk.saved == [asked]
+    assert sorted(tmp_path.glob("flight_*.mcap")) == [asked, *later[1:]]
+
+
 def test_a_disk_that_hangs_delays_nobody_and_too_many_requests_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = threading.Event()
     monkeypatch.setattr(flight_writer, "write_flight", lambda *_args, **_named: go_on.wait(20))

@@ -52,6 +52,15 @@ def test_a_field_is_fresh_at_its_age_limit_and_stale_one_nanosecond_later(field:
     assert _reason(buffer, START + limit_ns + 1).startswith(f"{field} is {limit_ns / 1e9:.3f} s old")
 
 
+@pytest.mark.parametrize("cube_at", [START, START - 160_000_000])
+def test_an_observation_knows_the_last_nanosecond_at_which_it_is_fresh(cube_at: int) -> None:
+    buffer = _buffer(START, cube_at)  # the hand expires first, then the cube does, which is older and may be
+    seen = buffer.observe(START)
+    assert isinstance(seen, Observation) and seen.fresh_until_ns is not None
+    assert isinstance(buffer.observe(seen.fresh_until_ns), Observation)
+    assert isinstance(buffer.observe(seen.fresh_until_ns + 1), Missing)
+
+
 def test_one_stale_field_is_enough_however_fresh_the_other() -> None:
     buffer = _buffer()
     for now_ns in range(START, START + 10**9, 50_000_000):

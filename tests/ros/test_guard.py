@@ -16,8 +16,10 @@ from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool, Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 
+from otpr_policy.contract import load_contract
 from otpr_policy.control import State
-from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS
+from otpr_policy.ros.guard import Guard
+from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, stamp_to_ns
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 pytestmark = [pytest.mark.ros, pytest.mark.faults]
@@ -111,6 +113,37 @@ def test_the_robot_moves_while_a_person_holds_the_switch_and_not_after(
             assert state(bench) is State.READY
             assert len(bench.robot.poses) == sent
             engaged(bench)
+
+
+@pytest.mark.parametrize("after_release", ["engage", "resume"])
+def test_a_switch_that_is_let_go_for_less_than_a_tick_was_let_go(
+    make_bench: Callable[..., Any], tmp_path: Path, after_release: str
+) -> None:
+    switch = HEARTBEAT | {"after_release": after_release}
+    bench = make_bench(robot=contracts.write(tmp_path / "dead_man.yaml", dead_man=switch), pacing="clock")
+    ready(bench)
+    publisher = bench.robot.node.create_publisher(Bool, "/dead_man", 20)
+    bench.wait_for(lambda: publisher.get_subscription_count() == 1, "the node to listen")
+    told: list[str] = []
+    bench.robot.node.create_subscription(String, "/policy_node/state", lambda message: told.append(message.data), 20)
+    with Streams(bench) as streams:
+        streams.extra = lambda: publisher.publish(Bool(data=True))
+        engaged(bench)
+        told.clear()
+
+        def let_go_and_press() -> None:
+            streams.extra = lambda: publisher.publish(Bool(data=True))
+            publisher.publish(Bool(data=False))
+            publisher.publish(Bool(data=True))
+
+        streams.extra = let_go_and_press
+        if after_release == "engage":
+            bench.wait_for(lambda: state(bench) is State.READY, "the robot to rest", timeout_s=3.0)
+            time.sleep(0.2)
+            assert state(bench) is State.READY
+        else:
+            bench.wait_for(lambda: any("let go" in text or "released" in text for text in told), "the hold", timeout_s=3.0)
+            bench.wait_for(lambda: state(bench) is State.ENGAGED, "the robot to go on")
 
 
 def test_two_switches_are_none(make_bench: Callable[..., Any], tmp_path: Path) -> None:
@@ -314,6 +347,81 @@ def test_a_hand_over_that_takes_too_long_between_gripper_and_pose_does_not_send_
         publisher.publish = publish
 
 
+def test_what_was_decided_on_data_that_has_become_too_old_meanwhile_is_not_sent(make_bench: Callable[..., Any]) -> None:
+    """A tick that a busy machine holds up for less than the watchdog allows: 0.12 s, where data may be 0.1 s old."""
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    pose, control = bench.policy._outlet._pose, bench.policy._control
+    publish, decide = pose.publish, control.tick
+    ages_s: list[float] = []
+    held_up: list[float] = []
+
+    def send(message: PoseStamped) -> None:
+        ages_s.append((bench.robot.now_ns() - stamp_to_ns(message.header.stamp)) / 1e9)
+        publish(message)
+
+    def stall(*arguments: Any) -> Any:
+        command = decide(*arguments)
+        if command is not None and len(ages_s) % 5 == 4:  # decided, but not sent
+            ages_s.append(0.0)
+            held_up.append(time.monotonic())
+            time.sleep(0.12)
+        return command
+
+    with Streams(bench):
+        engaged(bench)
+        pose.publish, control.tick = send, stall
+        bench.wait_for(lambda: len(held_up) == 3 or state(bench) is State.STOPPED, "three stalls")
+        bench.wait_for(lambda: len(ages_s) % 5 or state(bench) is State.STOPPED, "the robot to go on")
+        pose.publish, control.tick = publish, decide
+    assert max(ages_s) <= 0.11, ages_s  # and what it takes to send
+
+
+def test_a_command_counts_from_when_it_left(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    pose, limiter = bench.policy._outlet._pose, bench.policy._control._limiter
+    publish, left = pose.publish, limiter.left
+    order: list[str] = []
+    with Streams(bench):
+        engaged(bench)
+        pose.publish = lambda message: (publish(message), order.append("sent"))
+        limiter.left = lambda now_s: (left(now_s), order.append("counted"))
+        bench.wait_for(lambda: len(order) > 8, "some commands")
+        pose.publish, limiter.left = publish, left
+    after = order[order.index("sent") :]
+    assert after[0::2] == ["sent"] * len(after[0::2]) and after[1::2] == ["counted"] * len(after[1::2])
+
+
+def test_what_was_decided_before_the_switch_was_let_go_is_not_sent_after(make_bench: Callable[..., Any], tmp_path: Path) -> None:
+    bench = make_bench(robot=contracts.write(tmp_path / "dead_man.yaml", dead_man=HEARTBEAT), pacing="clock")
+    ready(bench)
+    publisher = bench.robot.node.create_publisher(Bool, "/dead_man", 1)
+    bench.wait_for(lambda: publisher.get_subscription_count() == 1, "the node to listen")
+    control, decide = bench.policy._control, bench.policy._control.tick
+    sent: list[int] = []
+
+    def let_go(*arguments: Any) -> Any:
+        command = decide(*arguments)
+        if command is not None and not sent:
+            streams.extra = lambda: publisher.publish(Bool(data=False))
+            bench.wait_for(bench.policy._guard.released, "the switch to be let go")
+            sent.append(len(bench.robot.poses))
+        return command
+
+    with Streams(bench) as streams:
+        streams.extra = lambda: publisher.publish(Bool(data=True))
+        engaged(bench)
+        pose = bench.policy._outlet._pose
+        publish = pose.publish
+        after: list[PoseStamped] = []
+        pose.publish = lambda message: (after.append(message) if sent else None, publish(message))
+        control.tick = let_go
+        bench.wait_for(lambda: state(bench) in (State.READY, State.STOPPED), "the robot to rest")
+        assert after == []
+        pose.publish, control.tick = publish, decide
+
+
 def test_a_watchdog_that_fails_stops_the_robot_and_goes_on(make_bench: Callable[..., Any]) -> None:
     bench = make_bench(pacing="clock")
     ready(bench)
@@ -374,6 +482,32 @@ def test_a_second_commander_stops_a_robot_that_is_engaged_and_is_named(make_benc
             other.destroy_publisher(rival)
             bench.wait_for(lambda t=topic: bench.policy.count_publishers(t) == 1, "the stranger to go")
     other.destroy_node()
+
+
+def test_who_else_publishes_is_looked_for_where_a_launch_file_has_put_the_topics(tmp_path: Path) -> None:
+    """Of two robots on one network: the other one's topics have the names that are in the contract."""
+    contract = load_contract(contracts.write(tmp_path / "dead_man.yaml", dead_man=HEARTBEAT))
+    remap = ["--ros-args", "-r", "/target_pose:=/left/target_pose", "-r", "/dead_man:=/left/dead_man"]
+    node, others = Node("left", cli_args=remap), Node("others")
+    kept: list[Any] = []
+    guard = Guard(node, contract, lambda entity: kept.append(entity) or entity, lambda _reason: None)
+    node.create_publisher(PoseStamped, "/target_pose", COMMAND_QOS)
+    node.create_publisher(Float64MultiArray, "/gripper_controller/commands", COMMAND_QOS)
+    for topic, kind in (("/target_pose", PoseStamped), ("/dead_man", Bool), ("/left/dead_man", Bool)):
+        others.create_publisher(kind, topic, 1)
+    try:
+        assert _soon(lambda: node.count_publishers("/left/dead_man") == node.count_publishers("/target_pose") == 1)
+        assert guard.refusal() is None
+        rival = others.create_publisher(PoseStamped, "/left/target_pose", COMMAND_QOS)
+        assert _soon(lambda: node.count_publishers("/left/target_pose") == 2)
+        assert guard.refusal() == "2 nodes publish on /left/target_pose: /left, /others; only one may command the robot"
+        others.destroy_publisher(rival)
+        others.create_publisher(Bool, "/left/dead_man", 1)
+        assert _soon(lambda: node.count_publishers("/left/dead_man") == 2 and node.count_publishers("/left/target_pose") == 1)
+        assert "the dead-man switch on /left/dead_man" in str(guard.refusal())
+    finally:
+        node.destroy_node()
+        others.destroy_node()
 
 
 def test_a_stranger_that_comes_while_nobody_is_engaged_stops_nothing(make_bench: Callable[..., Any]) -> None:

@@ -146,6 +146,31 @@ def test_what_a_callback_raises_is_told_and_reading_goes_on(desk: Desk) -> None:
     assert [str(failure) for failure in desk.failures] == ["cannot take that"] * 2
 
 
+def test_what_telling_of_an_unfit_publisher_raises_is_told_and_reading_goes_on(desk: Desk) -> None:
+    def fail(_told: Any) -> None:
+        raise RuntimeError("no log")
+
+    for event in desk.reader._events:
+        event.callback = fail
+    desk.start()
+    desk.writer.create_publisher(String, "/a", QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT))
+    assert soon(lambda: desk.failures)
+    desk.write("/b", "read as before")
+    assert soon(lambda: desk.read["/b"] == ["read as before"])
+    assert str(desk.failures[0]) == "no log"
+
+
+def test_a_wait_that_fails_is_told_for_nothing_is_read_any_more(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(rclpy_implementation.WaitSet):
+        def wait(self, timeout: int) -> None:
+            raise RuntimeError("no more wait sets")
+
+    monkeypatch.setattr(rclpy_implementation, "WaitSet", Broken)
+    desk.start()
+    assert soon(lambda: desk.failures)
+    assert [str(failure) for failure in desk.failures] == ["no more wait sets"]
+
+
 def test_closing_ends_the_thread_at_once_whether_messages_come_or_not(desk: Desk) -> None:
     desk.start()
     began = time.monotonic()

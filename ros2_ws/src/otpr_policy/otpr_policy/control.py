@@ -43,11 +43,12 @@ FIRST_CHUNK = "waiting for the first chunk"
 
 @dataclass(frozen=True)
 class Command:
-    """What goes out: the target, the stamp of the observation that it answers, and who wants it."""
+    """What goes out: the target, the stamp of the observation that it answers, who wants it, and when that observation is too old."""
 
     target: CartesianTarget
     stamp_ns: int
     commander: Commander = Commander.POLICY
+    fresh_until_ns: int | None = None
 
 
 class ControlLoop:
@@ -199,6 +200,17 @@ class ControlLoop:
         self.command = command
         return command
 
+    def sent(self) -> None:
+        """What the last tick decided has left just now, however long that took."""
+        if self._clock is not None:
+            self._limiter.left(self._clock())
+
+    def keep_back(self, reason: str) -> None:
+        """Holds because what the last tick decided was not sent. The plan stays: it is late and not wrong."""
+        self.counters.commands -= 1
+        self.command = None
+        self._count_hold(reason)
+
     def _usable_observation(self, now_ns: int) -> Observation | Missing:
         observation = self._buffer.observe(now_ns)
         if isinstance(observation, Missing):
@@ -224,7 +236,7 @@ class ControlLoop:
             self.counters.rejects += 1
             return Missing(allowed.reason)
         self.counters.clamps += Band.CLAMP in (bounded.band, allowed.band)
-        return Command(allowed.target, observation.stamp_ns, action.commander)
+        return Command(allowed.target, observation.stamp_ns, action.commander, observation.fresh_until_ns)
 
     def _finger(self, observation: Observation) -> float | None:
         if self._measured_finger is None:

@@ -82,17 +82,27 @@ def parse_dead_man(data: Any) -> DeadManSwitch | None:
 class DeadMan:
     """Whether the switch allows motion at this moment.
 
-    Thread-safe without a lock: the callback replaces one value, which the control thread reads.
+    Thread-safe without a lock: what the callback writes, the control thread only reads, and the other way round.
     """
 
     def __init__(self, max_age_s: float) -> None:
         """A switch that nobody has pressed yet."""
         self._max_age_s = max_age_s
         self._heard: tuple[bool, float] | None = None
+        self._release: object = None  # the last one, each a thing of its own
+        self._noticed: object = None  # the last one that who asks was told of
 
     def hear(self, pressed: bool, now_s: float) -> None:
-        """A message has arrived."""
+        """A message has arrived. Silence before it counts as a release, too."""
+        if not pressed or self.problem(now_s) is not None:
+            self._release = object()
         self._heard = (pressed, now_s)
+
+    def problem_since(self, now_s: float) -> str | None:
+        """As :meth:`problem`, and of a release since this was asked last, however short. For one thread at a time."""
+        release = self._release
+        missed, self._noticed = release is not self._noticed, release
+        return self.problem(now_s) or ("the dead-man switch was let go for a moment" if missed else None)
 
     def problem(self, now_s: float) -> str | None:
         """None while the switch is held down, else why motion is not allowed."""

@@ -93,6 +93,7 @@ class FlightWriter:
         # Sleeping, however short, lets go of the interpreter: a control thread that wakes up waits for one record and not for 5 ms.
         write_flight(path, flight, time.time_ns(), time.monotonic(), pause=lambda: time.sleep(0))
         self._on_saved(path)
-        for old in sorted(self._directory.glob(f"{_PREFIX}*.mcap"))[: -self._keep]:
+        others = sorted(set(self._directory.glob(f"{_PREFIX}*.mcap")) - {path})  # by a clock that may have gone back: this one stays
+        for old in others[: max(0, len(others) - self._keep + 1)]:
             with suppress(OSError):
                 old.unlink()

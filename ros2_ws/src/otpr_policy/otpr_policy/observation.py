@@ -20,10 +20,17 @@ FUTURE_TOLERANCE_NS = 50_000_000  # two computers' clocks may differ a little; a
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """Every field, fresh. ``stamp_ns`` is the oldest of its samples' stamps: all of it is at least this new."""
+    """Every field, fresh.
+
+    Args:
+        stamp_ns: the oldest of its samples' stamps: all of it is at least this new.
+        values: by field.
+        fresh_until_ns: when the first of its samples becomes too old; None of one that was read from a record.
+    """
 
     stamp_ns: int
     values: Mapping[str, Array]
+    fresh_until_ns: int | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,8 @@ class ObservationBuffer:
                 if problem is not None:
                     return Missing(f"{problem} ({self._refusal[name]})" if name in self._refusal else problem)
             oldest = min(stamp for stamp, _ in self._samples.values())
-            return Observation(oldest, {name: values for name, (_, values) in self._samples.items()})
+            fresh_until = min(stamp + self._max_age_ns[name] for name, (stamp, _) in self._samples.items())
+            return Observation(oldest, {name: values for name, (_, values) in self._samples.items()}, fresh_until)
 
     def clear(self) -> None:
         """Forgets every sample."""

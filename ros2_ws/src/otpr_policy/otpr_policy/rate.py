@@ -134,6 +134,10 @@ class TargetLimiter:
             self._sent_s = now_s
         return asked if result.band is Band.PASS else result
 
+    def left(self, now_s: float) -> None:
+        """The target that was filtered last leaves only now; the next one counts from here."""
+        self._sent_s = now_s
+
     def _at_rest(self, measured_position: Array, measured_rotation: Array) -> _Motion | None:
         position = measured_position.clip(*self._workspace)  # the workspace wins over velocity: a target never starts outside it
         if not np.max(np.abs(position - measured_position)) <= self._limits.workspace_margin_m:

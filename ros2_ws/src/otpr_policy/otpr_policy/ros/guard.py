@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What besides the control loop keeps the robot still: a person's switch, the watchdog, another commander.
 
-The guard's thread waits for nothing and takes no lock that the control thread takes. While the robot may move it
+The guard's thread waits for nothing. Of the locks that the control thread takes it takes the observation buffer's alone, which is held
+for as long as a few numbers are copied, and only after it has said what it has to say of the control thread. While the robot may move it
 asserts the liveliness of the command topics; when it stops doing so, a consumer that listens to liveliness stops within
 the lease, though the next tick may be far.
 """
@@ -47,11 +48,12 @@ class Guard:
         self._node = node
         self._on_rival = on_rival
         self._switch = contract.dead_man_switch if commands else None
-        topics = (contract.pose_command.topic, contract.gripper_command.topic) if commands else ()
-        # Topics that one node alone may publish on, with what they are and why.
+        # Topics that one node alone may publish on, with what they are and why. ROS counts by names as a launch file has remapped them.
+        topics = map(node.resolve_topic_name, (contract.pose_command.topic, contract.gripper_command.topic) if commands else ())
         self._sole = [(f"on {topic}", topic, "only one may command the robot") for topic in topics]
         if self._switch is not None:  # of two the one that is pressed would win: the newest message counts, whoever sent it
-            self._sole += [(f"the dead-man switch on {self._switch.topic}", self._switch.topic, "there must be one")]
+            topic = node.resolve_topic_name(self._switch.topic)
+            self._sole += [(f"the dead-man switch on {topic}", topic, "there must be one")]
         self._dead_man: DeadMan | None = None
         self.permit = Permit()
         self._watchdog: Watchdog | None = None
@@ -98,6 +100,10 @@ class Guard:
     def released(self) -> str | None:
         """Why the person's switch does not allow motion; None when it does, or when the contract asks for none."""
         return None if self._dead_man is None else self._dead_man.problem(time.monotonic())
+
+    def let_go(self) -> str | None:
+        """As :meth:`released`, and of a release since this was asked last: a control period may be longer than it."""
+        return None if self._dead_man is None else self._dead_man.problem_since(time.monotonic())
 
     def beat(self, control: ControlLoop) -> None:
         """A control step begins. One that comes too late loses its permission even before the watchdog looks, if it has any."""

@@ -49,7 +49,8 @@ LABEL_QOS = QoSProfile(
     history=HistoryPolicy.KEEP_LAST, depth=20, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.VOLATILE
 )
 STATE_PUBLISHER_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE)
-SWITCH_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # reads any publisher
+# Reads any publisher; and a release must not be lost to the press that follows it.
+SWITCH_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=20, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 LIVELINESS_LEASE_S = 0.04  # after this long without a sign of life from a commander, a consumer that listens for it stops
 _OFFERED_DEADLINE, _REQUESTED_DEADLINE = 3, 4  # in control periods

@@ -32,7 +32,7 @@ from std_srvs.srv import SetBool, Trigger
 from otpr_policy.actors import Actors, Mode, parse_mode
 from otpr_policy.chunk import episode_rng
 from otpr_policy.contract import RobotContract, load_contract
-from otpr_policy.control import MAY_MOVE, ControlLoop, State
+from otpr_policy.control import MAY_MOVE, Command, ControlLoop, State
 from otpr_policy.data_clock import DataClock
 from otpr_policy.dead_man import AfterRelease
 from otpr_policy.errors import ContractError, OtprError
@@ -274,17 +274,33 @@ class PolicyNode(LifecycleNode):
                 self._settle()
                 if self._actors.mode is Mode.SHADOW:
                     self._engagements += self._control.go_on(now_ns, episode_rng(self.parameters.noise_seed, self._engagements))
-                command = self._control.tick(now_ns, self._guard.released())
-                if command is not None:
-                    # The permit is asked last: however long all this took, the watchdog had its say.
-                    self._outlet.publish(command, lambda: self._guard.permit.revoked is None)
+                command = self._control.tick(now_ns, self._guard.let_go())
+                sent = command is not None and self._send(command)
             self._publish_state()
-            return command is not None
+            return sent
         except Exception as error:  # whatever it is, the robot must come to rest and the reason must be seen
             with self._lock:
                 self._control.stop(f"internal error: {error!r}")
             self.get_logger().error(f"stopped by an internal error:\n{traceback.format_exc()}")
             return False
+
+    def _send(self, command: Command) -> bool:
+        """Sends a command unless something speaks against it by now, which is asked last: however long all this took."""
+        kept_back: list[str] = []
+
+        def permitted() -> bool:
+            late = command.fresh_until_ns is not None and self._data_time_ns() > command.fresh_until_ns
+            problem = self._guard.released() or ("the tick took so long that its observation has become too old" if late else None)
+            if problem is not None:
+                kept_back.append(problem)
+            return not kept_back and self._guard.permit.revoked is None
+
+        self._outlet.publish(command, permitted)
+        if kept_back:
+            self._control.keep_back(kept_back[0])
+        else:
+            self._control.sent()
+        return not kept_back
 
     # Callbacks
 
@@ -312,6 +328,7 @@ class PolicyNode(LifecycleNode):
             return refused
         with self._lock:
             self._settle()
+            self._guard.let_go()  # what was before this is past
             now_ns = self._data_time_ns()
             refused = self._control.engage(now_ns, episode_rng(self.parameters.noise_seed, self._engagements), self._guard.released())
         if refused is None:

@@ -8,6 +8,7 @@ the interpreter's lock meanwhile, with every message anew. Here it is the subscr
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup
@@ -23,7 +24,13 @@ class Reader:
     """Subscriptions of a node whose messages its executor leaves alone."""
 
     def __init__(self, node: Node, keep: Keep, failed: Callable[[Exception], None]) -> None:
-        """``keep`` takes what cleanup destroys; ``failed`` is told, in the thread, what a callback raised, and reading goes on."""
+        """Without a topic.
+
+        Args:
+            node: whose subscriptions these are.
+            keep: takes what cleanup destroys.
+            failed: told, in the thread, what taking a message or a callback raised, and reading goes on; or what ended the thread.
+        """
         self._node = node
         self._keep = keep
         self._failed = failed
@@ -56,7 +63,13 @@ class Reader:
         self._wake.destroy()
 
     def _run(self, on_thread_start: Callable[[], None]) -> None:
-        on_thread_start()
+        try:
+            on_thread_start()
+            self._read_until_closed()
+        except Exception as error:  # nothing is read from here on, of which the age of the data alone would tell
+            self._failed(error)
+
+    def _read_until_closed(self) -> None:
         context = self._node.context
         with ExitStack() as held:  # nothing of it is destroyed under the wait set's feet
             subscriptions = [subscription.handle for subscription, _ in self._callbacks]
@@ -75,20 +88,31 @@ class Reader:
                     return
                 self._read(wait_set.get_ready_entities("subscription"))
                 for event in self._events:
-                    if event.is_ready(wait_set) and (told := event.take_data()) is not None:
-                        event.callback(told)
+                    if event.is_ready(wait_set):
+                        self._try(partial(_tell, event))
 
     def _read(self, ready: list[int]) -> None:
         for subscription, callback in self._callbacks:
-            if subscription.handle.pointer not in ready:
-                continue
-            taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
-            if taken is None:
-                continue
-            try:
-                callback(taken[0])
-            except Exception as error:  # whatever it is, it must be seen, and the other topics be read
-                self._failed(error)
+            if subscription.handle.pointer in ready:
+                self._try(partial(_take, subscription, callback))
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # whatever it is, it must be seen, and the other topics be read
+            self._failed(error)
+
+
+def _take(subscription: Any, callback: Callable[[Any], None]) -> None:
+    taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+    if taken is not None:
+        callback(taken[0])
+
+
+def _tell(event: Any) -> None:
+    told = event.take_data()
+    if told is not None:
+        event.callback(told)
 
 
 class _NotForExecutors(CallbackGroup):

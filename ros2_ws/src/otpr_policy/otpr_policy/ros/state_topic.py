@@ -37,6 +37,6 @@ class StateTopic:
     def tell_stopped(self, reason: str) -> None:
         """A stop that the control loop does not know of yet. Called while the control thread may hang with its lock."""
         text = f"{State.STOPPED.value}: {reason}"
-        self._told = text
+        self._told = ""  # it may hang in telling another state, which then arrives after this: the loop has to tell the stop again
         self._publisher.publish(String(data=text))
         self._logger.error(text)
