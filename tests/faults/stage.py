@@ -211,6 +211,7 @@ FAULTS = (
     _ordered("raise", Effect.HALT),
     _ordered("slow 10", Effect.NONE),
     _ordered("sleep 0.5", Effect.HALT),
+    _ordered("stall 0.12", Effect.HALT),  # longer than data stays fresh, shorter than the watchdog allows
     _ordered("stall 0.4", Effect.HALT),
     _frozen("twin", Effect.HALT),
     _frozen("relay", Effect.HALT),
