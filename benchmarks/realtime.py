@@ -3,7 +3,7 @@
 
 The loop is the policy node's own control thread; in it, the inference itself, and neither ROS nor observations nor limits. A tick is
 missed when it ends more than 10 ms after it was due. The lateness of waking up is measured apart. Goals: no miss with SCHED_FIFO,
-under 1 % without. The issue's length is `--seconds 600`.
+under 1 % without, each in ten minutes (`--seconds 600`).
 
 Run `make bench-realtime`. It writes out/bench/realtime.json and prints a table.
 """
