@@ -18,14 +18,16 @@ import pytest
 import rclpy
 from geometry_msgs.msg import PoseStamped
 from rclpy.context import Context
+from rclpy.duration import Duration
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.serialization import serialize_message
+from rclpy.serialization import deserialize_message, serialize_message
 from rosbags.rosbag2 import Reader
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
 from otpr_operator.bag import recover, unfinished
+from otpr_operator.ros.recorder import RecorderNode
 from otpr_policy.recording import Ending, Verdict, read_recording
 from otpr_policy.ros.messages import LATCHED_QOS, ns_to_stamp, set_pose
 
@@ -132,6 +134,31 @@ def test_an_unattended_recorder_completes_its_episode_when_it_is_interrupted_and
     with Reader(directory) as reader:
         assert "/policy_node/artifact" in reader.topics
     assert read_recording(directory).ending is Ending.INTERRUPTED
+
+
+def test_what_has_come_and_was_not_read_yet_is_recorded_when_all_ends(
+    tmp_path: Path, operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", os.fdopen(os.open(os.devnull, os.O_RDONLY)))  # no terminal
+    words = {"robot": "panda_twin", "directory": str(tmp_path), "autostart": True}
+    arguments = [word for key, value in words.items() for word in ("-p", f"{key}:={json.dumps(value)}")]
+    context = Context()
+    rclpy.init(context=context, args=["--ros-args", *arguments])
+    recorder = RecorderNode(context=context)  # nobody spins it
+    told = ["ENGAGED", "HOLD: the device is gone", "READY: shut down"]
+    states = operator.node.create_publisher(String, "/policy_node/state", LATCHED_QOS)
+    operator.wait_for(lambda: states.get_subscription_count() == 1, "the recorder to listen")
+    for state in told:
+        states.publish(String(data=state))
+        assert states.wait_for_all_acked(Duration(seconds=10))
+    recorder.close()
+    recorder.destroy_node()
+    rclpy.try_shutdown(context=context)
+    (directory,) = tmp_path.iterdir()
+    with Reader(directory) as reader:
+        connections = [connection for connection in reader.connections if connection.topic == "/policy_node/state"]
+        recorded = [deserialize_message(bytes(message), String).data for _, _, message in reader.messages(connections)]
+    assert recorded == told
 
 
 def test_episodes_are_started_judged_saved_and_discarded_by_service_and_by_topic(

@@ -22,7 +22,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import Trigger
@@ -58,8 +58,9 @@ class RecorderParameters:
 class RecorderNode(Node):
     """Subscribes to raw messages, so that what is stored is what came, byte for byte."""
 
-    def __init__(self) -> None:
-        super().__init__("recorder")
+    def __init__(self, **options: Any) -> None:
+        """``options`` are rclpy's for a node, such as its context."""
+        super().__init__("recorder", **options)
         self.parameters = declare(self, RecorderParameters)
         if not self.parameters.robot or not self.parameters.directory:
             raise ContractError("parameters 'robot' and 'directory' must be given")
@@ -69,13 +70,16 @@ class RecorderNode(Node):
         self._simulated_time = bool(self.get_parameter("use_sim_time").value)
         topics = _topics(contract, self.parameters.policy_node)
         ages = needed_topics(contract)
-        recorded = {t: RecordedTopic(_type_name(kind), ages.get(t), qos is LATCHED_QOS) for t, (kind, qos) in topics.items()}
+        latched = DurabilityPolicy.TRANSIENT_LOCAL
+        recorded = {t: RecordedTopic(_type_name(kind), ages.get(t), qos.durability is latched) for t, (kind, qos) in topics.items()}
         self._session = Session(Path(self.parameters.directory), recorded, self._facts_now, time.monotonic, self._tell)
         self._keys = Keys()
         self._status_s = 0.0
         self._status = ""
-        for topic, (kind, qos) in topics.items():
-            self.create_subscription(kind, topic, partial(self._on_message, topic), qos, raw=True)
+        self._recorded = {
+            topic: self.create_subscription(kind, topic, partial(self._on_message, topic), _deep(qos), raw=True)
+            for topic, (kind, qos) in topics.items()
+        }
         self._advertise()
         self.get_logger().info(f"{len(topics)} topics into {self.parameters.directory}")
         if self._keys.active:
@@ -91,6 +95,7 @@ class RecorderNode(Node):
     def close(self) -> None:
         """Keeps the episode at hand, and gives the terminal back."""
         self._keys.close()
+        self._take_waiting()
         name, counts = self._session.episode, dict(self._session.counts)
         self._session.close()
         if name:
@@ -119,6 +124,18 @@ class RecorderNode(Node):
         if topic == self._identity_topic:
             self._session.identify(deserialize_message(message, String).data)
 
+    def _take_waiting(self) -> None:
+        """What has come and was not read yet, on a busy machine the last tenths of a second: among it may be why all ends."""
+        waiting: list[tuple[int, str, bytes, dict[str, Any]]] = []
+        for topic, subscription in self._recorded.items():
+            for _ in range(_QUEUE):  # what comes meanwhile is not waited for
+                taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+                if taken is None:
+                    break
+                waiting.append((taken[1]["received_timestamp"], topic, *taken))
+        for _, topic, message, info in sorted(waiting, key=lambda entry: entry[0]):
+            self._on_message(topic, message, info)
+
     def _on_service(self, action: Action, _request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         reply = self._do(action)
         response.success, response.message = reply.done, reply.text
@@ -143,6 +160,7 @@ class RecorderNode(Node):
     # What goes out
 
     def _do(self, action: Action) -> Reply:
+        self._take_waiting()  # what came before the order belongs to what it is about
         reviewed = self._session.report
         reply = self._session.act(action, self._now_ns())
         if reply.done:
@@ -205,19 +223,19 @@ def _facts(contract: RobotContract, text: str) -> dict[str, str]:
 
 def _topics(contract: RobotContract, policy_node: str) -> dict[str, tuple[Any, QoSProfile]]:
     topics: dict[str, tuple[Any, QoSProfile]] = {
-        source.topic: (MESSAGE_CLASSES[source.type], _deep(subscription_qos(source.reliability)))
-        for source in contract.observations.values()
+        source.topic: (MESSAGE_CLASSES[source.type], subscription_qos(source.reliability)) for source in contract.observations.values()
     }
-    topics[contract.pose_command.topic] = (PoseStamped, _deep(COMMAND_QOS))
-    topics[contract.gripper_command.topic] = (Float64MultiArray, _deep(COMMAND_QOS))
+    topics[contract.pose_command.topic] = (PoseStamped, COMMAND_QOS)
+    topics[contract.gripper_command.topic] = (Float64MultiArray, COMMAND_QOS)
     topics[f"{policy_node}{STATE}"] = (String, LATCHED_QOS)
     topics[f"{policy_node}/artifact"] = (String, LATCHED_QOS)
-    topics[f"{policy_node}{COMMANDER}"] = (String, _deep(LABEL_QOS))
-    topics["/diagnostics"] = (DiagnosticArray, QoSProfile(depth=_QUEUE))
+    topics[f"{policy_node}{COMMANDER}"] = (String, LABEL_QOS)
+    topics["/diagnostics"] = (DiagnosticArray, QoSProfile(depth=1))
     return topics
 
 
 def _deep(qos: QoSProfile) -> QoSProfile:
+    """The same, but nothing that came is replaced by what came later, a state that was told for a moment only included."""
     return QoSProfile(history=qos.history, depth=_QUEUE, reliability=qos.reliability, durability=qos.durability)
 
 
