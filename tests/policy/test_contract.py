@@ -236,6 +236,23 @@ def test_a_contract_that_forgets_the_switch_is_refused_and_told_what_to_write() 
         parse_contract(_with("dead_man", SWITCH | {"max_age_s": float("nan")}))
 
 
+@pytest.mark.parametrize(
+    ("path", "topic", "whose"),
+    [
+        ("pose_command.topic", "/ee_pose", "observations.ee_rotation"),
+        ("pose_command.topic", "ee_pose", "observations.ee_rotation"),  # the same in the root namespace
+        ("gripper_command.topic", "/joint_states", "observations.gripper_position"),
+        ("gripper_command.topic", "/target_pose", "pose_command"),
+        ("dead_man", SWITCH | {"topic": "/target_pose"}, "pose_command"),
+        ("dead_man", SWITCH | {"topic": "/gripper_controller/commands"}, "gripper_command"),
+        ("dead_man", SWITCH | {"topic": "/joint_states"}, "observations.gripper_position"),
+    ],
+)
+def test_a_topic_of_commands_or_of_the_switch_is_nobody_elses(path: str, topic: Any, whose: str) -> None:
+    with pytest.raises(ContractError, match=f"{whose}'s topic already"):
+        parse_contract(_with(path, topic))
+
+
 def test_the_finger_is_measured_by_the_field_that_names_the_commanded_joint() -> None:
     assert parse_contract(DATA).measured_finger == ("gripper_position", 0)
     assert parse_contract(_with("gripper_command.joint", "panda_finger_joint2")).measured_finger == ("gripper_position", 1)

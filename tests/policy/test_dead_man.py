@@ -88,6 +88,7 @@ def test_a_section_is_read_as_it_stands() -> None:
         "/dead_man", DeadManType.BOOL, 0.2, after_release=AfterRelease.RESUME
     )
     assert parse_dead_man("not_required") is None
+    assert parse_dead_man(HEARTBEAT | {"max_age_s": 1.0}) == DeadManSwitch("/dead_man", DeadManType.BOOL, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +107,7 @@ def test_a_section_is_read_as_it_stands() -> None:
         (JOY | {"button": -2}, "dead_man.button must be the index"),
         (HEARTBEAT | {"button": 0}, "dead_man.button has no meaning for std_msgs/msg/Bool"),
         (HEARTBEAT | {"button": -2}, "dead_man.button has no meaning for std_msgs/msg/Bool"),
-        *((JOY | {"max_age_s": value}, f"dead_man.max_age_s is {value}") for value in (0.0, -1.0, float("nan"), float("inf"))),
+        *((JOY | {"max_age_s": value}, f"dead_man.max_age_s is {value}") for value in (0.0, -1.0, 1.001, float("nan"), float("inf"))),
     ],
 )
 def test_a_section_that_does_not_hold_is_refused_and_says_what_would(data: Any, reason: str) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 import contracts
 import pytest
 from geometry_msgs.msg import PoseStamped
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool, Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
@@ -144,6 +146,54 @@ def test_a_switch_that_is_let_go_for_less_than_a_tick_was_let_go(
         else:
             bench.wait_for(lambda: any("let go" in text or "released" in text for text in told), "the hold", timeout_s=3.0)
             bench.wait_for(lambda: state(bench) is State.ENGAGED, "the robot to go on")
+
+
+def test_a_switch_that_waited_to_be_heard_is_as_old_as_it_is(tmp_path: Path) -> None:
+    """An executor that was busy for long must not take what waited for it for a hand that is on the switch now."""
+    contract = load_contract(contracts.write(tmp_path / "dead_man.yaml", dead_man=HEARTBEAT))
+    node, person = Node("guarded"), Node("person")
+    guard = Guard(node, contract, lambda entity: entity, lambda _reason: None)
+    switch = person.create_publisher(Bool, "/dead_man", 1)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+
+    def press(busy_s: float) -> str | None:
+        switch.publish(Bool(data=True))
+        time.sleep(busy_s)
+        for _ in range(20):
+            executor.spin_once(timeout_sec=0.01)
+        return guard.released()
+
+    try:
+        assert _soon(lambda: switch.get_subscription_count() == 1)
+        assert _soon(lambda: press(0.0) is None)
+        problem = press(2 * HEARTBEAT["max_age_s"])
+        assert problem is not None and "was last heard of 0." in problem
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        person.destroy_node()
+
+
+def test_who_else_publishes_is_looked_for_though_simulated_time_stands_still(tmp_path: Path) -> None:
+    contract = load_contract(contracts.write(tmp_path / "dead_man.yaml", dead_man=HEARTBEAT))
+    node = Node("simulated", parameter_overrides=[Parameter("use_sim_time", value=True)])  # and nobody publishes /clock
+    others, told = Node("others"), list[str]()
+    Guard(node, contract, lambda entity: entity, told.append)
+    for _ in range(2):
+        others.create_publisher(PoseStamped, "/target_pose", COMMAND_QOS)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        deadline = time.monotonic() + 5.0
+        while not told and time.monotonic() < deadline:
+            executor.spin_once(timeout_sec=0.05)
+        assert node.get_clock().now().nanoseconds == 0
+        assert told and "only one may command the robot" in told[0]
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        others.destroy_node()
 
 
 def test_two_switches_are_none(make_bench: Callable[..., Any], tmp_path: Path) -> None:

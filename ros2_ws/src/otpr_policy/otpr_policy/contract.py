@@ -238,6 +238,7 @@ def parse_contract(data: Any) -> RobotContract:
         _check_topic("dead_man.topic", contract.dead_man_switch.topic)
     _check_topic("pose_command.topic", contract.pose_command.topic)
     _check_topic("gripper_command.topic", contract.gripper_command.topic)
+    _check_topics_differ(contract)
     if contract.teleop is not None:
         _check_teleop(contract.teleop, contract.limits)
     for name in READS:
@@ -281,6 +282,18 @@ def _check_teleop(teleop: Teleop, limits: Limits) -> None:
 def _check_topic(where: str, name: str) -> None:
     if not _TOPIC.fullmatch(name):
         raise ContractError(f"{where}: {name!r} is not a topic name; an example is /ee_pose")
+
+
+def _check_topics_differ(contract: RobotContract) -> None:
+    """A command that came back as a measurement would be followed; a switch that the node itself publishes would be held for ever."""
+    taken = {source.topic.lstrip("/"): f"observations.{name}" for name, source in contract.observations.items()}
+    others = {"pose_command": contract.pose_command.topic, "gripper_command": contract.gripper_command.topic}
+    if contract.dead_man_switch is not None:
+        others["dead_man"] = contract.dead_man_switch.topic
+    for where, topic in others.items():
+        other = taken.setdefault(topic.lstrip("/"), where)
+        if other != where:
+            raise ContractError(f"{where}.topic is {topic}, which is {other}'s topic already")
 
 
 def _check_positive(where: str, value: float) -> None:

@@ -14,6 +14,8 @@ from otpr_policy.errors import ContractError, unknown
 from otpr_policy.strict_yaml import build
 
 NOT_REQUIRED = "not_required"
+MOST_AGE_S = 1.0
+"""The longest silence that a contract may take for a switch that is held."""
 
 
 class DeadManType(Enum):
@@ -49,8 +51,8 @@ class DeadManSwitch:
     after_release: AfterRelease = AfterRelease.ENGAGE
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_age_s < float("inf"):
-            raise ContractError(f"dead_man.max_age_s is {self.max_age_s}, must be a finite number above 0")
+        if not 0 < self.max_age_s <= MOST_AGE_S:
+            raise ContractError(f"dead_man.max_age_s is {self.max_age_s}, must be above 0 and at most {MOST_AGE_S:g} s")
         if self.type is DeadManType.JOY and self.button < 0:
             raise ContractError("dead_man.button must be the index, from 0, of the button in the Joy message")
         if self.type is not DeadManType.JOY and self.button != -1:

@@ -193,7 +193,7 @@ class PolicySlot:
 
     def resume(self) -> None:
         """Undoes :meth:`interrupt`."""
-        for worker in self._workers:
+        for worker in list(self._workers):
             worker.resume()
 
     def close(self, complain: Callable[[str], object] = lambda text: None) -> None:

@@ -38,6 +38,7 @@ from otpr_policy.recording_checks import EpisodeReport, needed_topics
 from otpr_policy.ros.messages import COMMAND_QOS, LABEL_QOS, LATCHED_QOS, MESSAGE_CLASSES, subscription_qos
 from otpr_policy.ros.parameters import declare, parameter
 from otpr_policy.ros.process import run_node
+from otpr_policy.ros.timer import create_steady_timer
 from otpr_policy.table import format_table
 
 _POLL_S = 0.05
@@ -108,7 +109,7 @@ class RecorderNode(Node):
         for action in Action:
             self.create_service(Trigger, f"~/{action.value}", partial(self._on_service, action))
         self.create_subscription(String, "~/command", self._on_command, QoSProfile(depth=10))
-        self.create_timer(_POLL_S, self._on_timer)
+        create_steady_timer(self, _POLL_S, self._on_timer)
 
     def _facts_now(self) -> dict[str, str]:
         return {**self._facts, "started": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}

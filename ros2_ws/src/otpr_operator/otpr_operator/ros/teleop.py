@@ -38,6 +38,7 @@ from otpr_policy.recording import COMMANDER
 from otpr_policy.ros.messages import COMMAND_QOS, LABEL_QOS, LATCHED_QOS
 from otpr_policy.ros.parameters import declare, parameter
 from otpr_policy.ros.process import run_node, start_ros
+from otpr_policy.ros.timer import create_steady_timer
 from otpr_policy.source import Commander
 from otpr_policy.takeover import HAS_ROBOT_ALREADY, require_teleop
 
@@ -108,7 +109,7 @@ class TeleopNode(Node):
         for device in devices:
             if isinstance(device, joy.Gamepad):
                 self._listen(device)
-        self.create_timer(_PERIOD_S, self.cycle)
+        create_steady_timer(self, _PERIOD_S, self.cycle)
 
     @property
     def commands(self) -> bool:

@@ -23,6 +23,7 @@ from otpr_policy.control import MAY_MOVE, ControlLoop, State
 from otpr_policy.dead_man import DeadMan, DeadManType
 from otpr_policy.ros.graph import publisher_names
 from otpr_policy.ros.messages import SWITCH_QOS
+from otpr_policy.ros.timer import create_steady_timer
 from otpr_policy.watchdog import Permit, Watchdog
 
 _CYCLE_S = 0.01
@@ -62,8 +63,9 @@ class Guard:
         if self._switch is not None:
             self._dead_man = DeadMan(self._switch.max_age_s)
             kind = Joy if self._switch.type is DeadManType.JOY else Bool
-            keep(node.create_subscription(kind, self._switch.topic, self._on_switch, SWITCH_QOS))
-        keep(node.create_timer(_RIVALS_PERIOD_S, self._look_for_rivals))
+            callback: Any = self._on_switch  # rclpy's annotation knows of no callback that is told when a message came
+            keep(node.create_subscription(kind, self._switch.topic, callback, SWITCH_QOS))
+        keep(create_steady_timer(node, _RIVALS_PERIOD_S, self._look_for_rivals))
 
     def start(
         self,
@@ -140,10 +142,14 @@ class Guard:
             for publisher in publishers:
                 publisher.assert_liveliness()
 
-    def _on_switch(self, message: Any) -> None:
+    def _on_switch(self, message: Any, info: dict[str, Any]) -> None:
         assert self._dead_man is not None and self._switch is not None
         pressed = self._switch.is_pressed(message.buttons) if self._switch.type is DeadManType.JOY else bool(message.data)
-        self._dead_man.hear(pressed, time.monotonic())
+        # It may have waited for the executor. When it came the middleware says, on the computer's own clock, which may be set meanwhile:
+        # back, and it counts from now as if it had not waited; on, and it counts as old.
+        now_ns = time.time_ns()
+        waited_s = max(0.0, (now_ns - (info["received_timestamp"] or now_ns)) * 1e-9)
+        self._dead_man.hear(pressed, time.monotonic() - waited_s)
 
     def _look_for_rivals(self) -> None:
         rivals = self._rivals()

@@ -55,6 +55,7 @@ from otpr_policy.ros.parameters import PolicyParameters, declare
 from otpr_policy.ros.process import run_node
 from otpr_policy.ros.reader import Reader
 from otpr_policy.ros.state_topic import StateTopic
+from otpr_policy.ros.timer import create_steady_timer
 
 NODE_NAME = "policy_node"
 _DIAGNOSTICS_PERIOD_S = 1.0
@@ -228,7 +229,7 @@ class PolicyNode(LifecycleNode):
         self._publish_identity()
         keep(self.create_service(SetBool, "~/engage", self._on_engage))
         keep(self.create_service(Trigger, "~/reset", self._on_reset))
-        keep(self.create_timer(_DIAGNOSTICS_PERIOD_S, self._publish_diagnostics))
+        keep(create_steady_timer(self, _DIAGNOSTICS_PERIOD_S, self._publish_diagnostics))
 
     def _unconfigure(self) -> None:
         self._loop = None
@@ -290,10 +291,11 @@ class PolicyNode(LifecycleNode):
 
         def permitted() -> bool:
             late = command.fresh_until_ns is not None and self._data_time_ns() > command.fresh_until_ns
-            problem = self._guard.released() or ("the tick took so long that its observation has become too old" if late else None)
+            too_old = "the tick took so long that its observation has become too old" if late else None
+            problem = self._guard.permit.revoked or self._guard.released() or too_old
             if problem is not None:
                 kept_back.append(problem)
-            return not kept_back and self._guard.permit.revoked is None
+            return not kept_back
 
         self._outlet.publish(command, permitted)
         if kept_back:

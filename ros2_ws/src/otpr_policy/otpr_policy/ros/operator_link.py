@@ -20,6 +20,7 @@ from otpr_policy.contract import RobotContract
 from otpr_policy.health import Counters
 from otpr_policy.ros.graph import publisher_names
 from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, stamp_to_ns
+from otpr_policy.ros.timer import create_steady_timer
 
 _RIVALS_PERIOD_S = 0.1
 
@@ -63,7 +64,7 @@ class OperatorLink:
         )
         self._topics = [subscription.topic_name for subscription in listening]
         keep(node.create_service(SetBool, "~/takeover", self._on_takeover))
-        keep(node.create_timer(_RIVALS_PERIOD_S, self._look_for_rivals))
+        keep(create_steady_timer(node, _RIVALS_PERIOD_S, self._look_for_rivals))
 
     def _on_takeover(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         """The operator takes the robot, or gives it back. Allowed in any state; what the robot does follows at the next tick."""
