@@ -21,13 +21,17 @@ OF_THE_REPORT = ("plan.name", "plan.control")  # they may change: no job depends
 
 @dataclass(frozen=True)
 class Record:
-    """A finished job. ``seconds``: wall clock of the process, imports included; ``result``: what its command printed."""
+    """A finished job. ``seconds``: wall clock of the process, imports included; ``result``: what its command printed.
+
+    ``machine``: otpr_policy.machine.machine() where it ran; None of records that older versions wrote.
+    """
 
     words: list[str]
     seconds: float
     finished: str  # ISO 8601, UTC
     git_commit: str
     result: dict[str, Any]
+    machine: dict[str, Any] | None = None
 
 
 class Records:
