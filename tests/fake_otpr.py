@@ -28,23 +28,30 @@ def main(words: list[str]) -> int:
     if words[0] == "eval":
         episodes, good = int(options["--episodes"]), {"bc": 1, "filtered_bc": 2, "otpr": 3}[place.parent.name]
         outcomes = "".join(str(int((episode + int(place.name)) % 4 < good)) for episode in range(episodes))
-        result = {"episodes": episodes, "successes": outcomes.count("1"), "outcomes": outcomes, "mean_steps": 7.5}
+        result = {"episodes": episodes, "successes": outcomes.count("1"), "outcomes": outcomes, "mean_steps": 7.5, "run": str(place)}
     elif words[0] == "train":
         steps = int(options.get("--steps", 40))
         place.mkdir(parents=True, exist_ok=True)
-        (place / "config.json").write_text("{}")
+        (place / "config.json").write_text(json.dumps(config(options, place)))
         rows = "".join(f"{step},{step / 10},{step / steps}\n" for step in (steps // 2, steps))
         (place / "metrics.csv").write_text("step,seconds,loss\n" + rows)
         (place / "evaluations.csv").write_text("step,seconds,policy/success\n" + rows)
         if (behaviour / f"hang-{name}").exists() and "--resume" not in words:
             wait(place, deaf=(behaviour / f"deaf-{name}").exists())
-        result = {"step": steps, "unit": "step", "seconds": 12.5}
+        result = {"step": steps, "unit": "step", "seconds": 12.5, "run": str(place)}
     else:
         place.mkdir(parents=True)
-        (place / "demos.json").write_text("{}")
-        result = {"kept": int(options["--episodes"])}
+        (place / "demos.json").write_text(json.dumps({"seed": int(options["--seed"]), "observation": [0.5] * 100}))
+        result = {"kept": int(options["--episodes"]), "directory": str(place)}
     print(json.dumps(result))
     return 0
+
+
+def config(options: dict[str, str], place: Path) -> dict[str, object]:
+    """As a run says what it is: paths as given, hashes of what lies there, and much else."""
+    begun = {name: options.get(f"--{name}") for name in ("demos", "init")}
+    hashes = {f"{name}_sha256": path and "-".join(Path(path).parts[-3:]) for name, path in begun.items()}
+    return {"algorithm": place.parent.name, "seed": int(place.name), **begun, **hashes, "policy": [0.5] * 100}
 
 
 def wait(place: Path, deaf: bool) -> None:

@@ -16,6 +16,7 @@ import pytest
 from toy_runs import run_command
 
 from otpr_policy.errors import OutputError, PlanError
+from otpr_policy.machine import machine
 from otpr_trainer.commands.compare import COMMAND
 from otpr_trainer.compare import runner as runners
 from otpr_trainer.compare.progress import Durations
@@ -81,10 +82,12 @@ def test_the_report_holds_every_seed_and_the_paired_differences(folder, capsys):
     assert (rows["otpr", 1]["environment_steps"], rows["otpr", 1]["training_seconds"]) == (100, 10)
     assert (rows["bc", 1]["environment_steps"], rows["bc", 1]["training_seconds"]) == (0, 4)
     whole = report(folder)
-    assert whole["rows"] == list(rows.values()) and whole["missing"] == [] and whole["machine"]["cores"] >= 1
+    assert whole["rows"] == list(rows.values()) and whole["missing"] == []
+    assert whole["machines"] == [{**machine(), "jobs": JOBS}]
     assert all(job["done"] and job["command"].startswith("otpr ") and job["seconds"] > 0 for job in whole["jobs"])
     text = (folder / "out/report.md").read_text()
     assert "| otpr | best of 8 | 0.750 [" in text and "| 0.75, 0.75 | 100 | 10 s | +0.500 [" in text
+    assert f"; {machine()['cores']} cores ({machine()['cpu']}), Python {machine()['python']}, one thread per job. 16 of 16" in text
     assert "## All seeds" in text and "Interquartile mean" in text and "better than filtered_bc" in text
     assert str(folder) not in text + (folder / "out/report.json").read_text()
     assert (folder / "out/curves.png").read_bytes().startswith(b"\x89PNG")

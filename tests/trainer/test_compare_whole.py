@@ -40,3 +40,9 @@ def test_the_real_commands_leave_what_the_report_is_made_of(tmp_path, capsys):
     assert summary["rows"][1]["against_start"] is not None and (tmp_path / "out/lift/otpr/3/evaluations.csv").exists()
     assert run_command(COMMAND, tmp_path / "tiny.yaml", "--out", tmp_path / "out") == 0
     assert capsys.readouterr().err == ""  # no job ran again
+    assert run_command(COMMAND, tmp_path / "tiny.yaml", "--out", tmp_path / "out", "--report-only", "--archive", tmp_path / "archive") == 0
+    archived = [path for path in (tmp_path / "archive").rglob("*") if path.is_file()]
+    assert max(path.stat().st_size for path in archived) < 10_000 and not any('"/' in path.read_text() for path in archived)
+    capsys.readouterr()
+    assert run_command(COMMAND, tmp_path / "tiny.yaml", "--out", tmp_path / "archive", "--report-only", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == summary["rows"]

@@ -25,12 +25,19 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="run only these of the plan, as TASK/METHOD/SEED with * for any, and what they need; may be given again",
     )
     parser.add_argument("--report-only", action="store_true", help="run nothing; write the report of what is done")
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        metavar="TO",
+        help="then add what is done to this directory, as small text without weights and episodes that the report can be written of again "
+        "(--out TO --report-only); parts of one plan that were run elsewhere add up",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _run(arguments: Namespace) -> int:
+    from otpr_trainer.compare import archive, report
     from otpr_trainer.compare import plan as plans
-    from otpr_trainer.compare import report
     from otpr_trainer.compare.jobs import jobs as jobs_of
     from otpr_trainer.compare.jobs import selected
     from otpr_trainer.compare.records import Records, locked
@@ -45,6 +52,8 @@ def _run(arguments: Namespace) -> int:
     states: dict[str, State] = {}
     finished = True
     records.settle(plan, create=not arguments.report_only)
+    if arguments.archive is not None:
+        archive.addition(plan, jobs, records, arguments.archive)  # refuses now what would be refused after hours
     if not arguments.report_only:
         with locked(arguments.out):
             runner = Runner(plan.name, chosen, records, arguments.jobs)
@@ -53,14 +62,18 @@ def _run(arguments: Namespace) -> int:
     results, why = report.write(plan, jobs, records)
     if why is not None:
         print(f"otpr: {why}", file=sys.stderr)
+    added = None if arguments.archive is None else archive.add(plan, jobs, records, arguments.archive)
     failed = [name for name, state in states.items() if state is State.FAILED]
     written = [str(path) for path in report.paths(arguments.out)]
     done = len(jobs) - len(results.missing)
     if arguments.json:
         summary = {"directory": str(arguments.out), "jobs": len(jobs), "done": done, "failed": failed, "report": written}
-        print(json.dumps({**summary, "rows": to_json(results)}))
+        print(json.dumps({**summary, "archived": added, "rows": to_json(results)}))
     else:
         print((arguments.out / "report.md").read_text(encoding="utf-8"))
+    if added is not None:
+        shown = shlex.join(["otpr", "compare", arguments.plan, "--out", str(arguments.archive), "--report-only"])
+        print(f"otpr: {added} jobs added to {arguments.archive}; its report: {shown}", file=sys.stderr)
     again = shlex.join(
         ["otpr", "compare", arguments.plan, "--out", str(arguments.out), *(f"--only={runs}" for runs in arguments.only or ())]
     )

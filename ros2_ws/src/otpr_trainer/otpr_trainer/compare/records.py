@@ -15,26 +15,33 @@ from otpr_trainer.compare.jobs import Job
 from otpr_trainer.compare.plan import RECORDS, Plan, resolved_settings
 
 KIND = "otpr comparison"
+ARCHIVE = "otpr comparison archive"  # see archive.py; another kind, so that no version of the program runs jobs in one
 SCHEMA_VERSION = 1
+PLAN = "plan.json"
 OF_THE_REPORT = ("plan.name", "plan.control")  # they may change: no job depends on them
 
 
 @dataclass(frozen=True)
 class Record:
-    """A finished job. ``seconds``: wall clock of the process, imports included; ``result``: what its command printed."""
+    """A finished job. ``seconds``: wall clock of the process, imports included; ``result``: what its command printed.
+
+    ``machine``: otpr_policy.machine.machine() where it ran; None of records that older versions wrote.
+    """
 
     words: list[str]
     seconds: float
     finished: str  # ISO 8601, UTC
     git_commit: str
     result: dict[str, Any]
+    machine: dict[str, Any] | None = None
 
 
 class Records:
-    """The records in one directory."""
+    """The records in one directory. ``option``: which one named it, for messages."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, option: str = "--out") -> None:
         self.directory = Path(directory)
+        self._option = option
 
     def log(self, job: Job) -> Path:
         """Where the job's messages go."""
@@ -44,13 +51,21 @@ class Records:
         """Whether the job has left something to go on with."""
         return bool(job.output) and (self.directory / job.output).exists()
 
-    def done(self, job: Job) -> Record | None:
-        """The record of a job that was finished with the same words and whose output is still there."""
+    def recorded(self, job: Job) -> bool:
+        """Whether there is a record of the job, whatever it says."""
+        return self._path(job).exists()
+
+    def same(self, job: Job) -> Record | None:
+        """The record of a job that was finished with the same words."""
         try:
             record = Record(**json.loads(self._path(job).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
-        return record if record.words == list(job.words) and (not job.output or self.begun(job)) else None
+        return record if record.words == list(job.words) else None
+
+    def done(self, job: Job) -> Record | None:
+        """The record of a job that was finished with the same words and whose output is still there."""
+        return self.same(job) if not job.output or self.begun(job) else None
 
     def write(self, job: Job, record: Record) -> None:
         """Keeps a record. Raises OutputError."""
@@ -74,18 +89,42 @@ class Records:
             PlanError: the directory is of another plan; says what differs.
             OutputError: it is not a comparison's, or cannot be written.
         """
-        path = self.directory / "plan.json"
-        ours: dict[str, Any] = json.loads(json.dumps({"plan": asdict(plan), "settings": resolved_settings(plan)}))
-        text = json.dumps({"kind": KIND, "schema_version": SCHEMA_VERSION, **ours}, indent=2) + "\n"
-        if not path.exists():
+        ours = {"plan": asdict(plan), "settings": resolved_settings(plan)}
+        if not (self.directory / PLAN).exists():
             if not create:
                 raise OutputError(f"{self.directory} holds no comparison yet; run it without --report-only first")
-            if self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
-                raise OutputError(f"{self.directory} exists and is not a comparison; choose another --out")
-            write_text(path, text)
+            self.refuse_foreign()
+            self.begin(KIND, ours)
             return
-        theirs = self._settled(path)
-        parts = ("plan", "settings") if create else ("plan",)
+        theirs = self.settled()
+        if create and theirs["kind"] == ARCHIVE:
+            raise OutputError(f"{self.directory} is an archive, which nothing can run in; pass --report-only, or run in another --out")
+        if self.refuse_another(theirs, ours, ("plan", "settings") if create else ("plan",)) and create:
+            self.begin(KIND, ours)
+
+    def begin(self, kind: str, content: dict[str, Any]) -> None:
+        """Writes ``plan.json``. ``content``: the plan, and the settings of its start policy and methods. Raises OutputError."""
+        write_text(self.directory / PLAN, json.dumps({"kind": kind, "schema_version": SCHEMA_VERSION, **content}, indent=2) + "\n")
+
+    def settled(self) -> dict[str, Any]:
+        """Content of ``plan.json``. Raises OutputError when it is none of ours."""
+        path = self.directory / PLAN
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if data["kind"] in (KIND, ARCHIVE) and data["schema_version"] == SCHEMA_VERSION and {"plan", "settings"} <= set(data):
+                return dict(data)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise OutputError(f"{path} is not a comparison's plan of version {SCHEMA_VERSION}; choose another {self._option}")
+
+    def refuse_foreign(self) -> None:
+        """Raises OutputError when a directory without a plan holds something."""
+        if self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
+            raise OutputError(f"{self.directory} exists and is not a comparison; choose another {self._option}")
+
+    def refuse_another(self, theirs: dict[str, Any], ours: dict[str, Any], parts: tuple[str, ...]) -> bool:
+        """Whether ``ours`` asks for more than ``theirs``, which is this directory's. Raises PlanError when it asks for something else."""
+        ours = json.loads(json.dumps(ours))  # tuples become lists
         before, now = ({key: value for part in parts for key, value in _flat(data[part], part)} for data in (theirs, ours))
         old_methods = tuple(f"settings.{name}." for name in theirs["settings"])
         kept = [key for key in {**before, **now} if key not in OF_THE_REPORT and (key in before or key.startswith(old_methods))]
@@ -96,18 +135,8 @@ class Records:
         ]
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            raise PlanError(f"{self.directory} was begun with another plan: {', '.join(changed[:5])}{more}; choose another --out")
-        if create and now != before:
-            write_text(path, text)
-
-    def _settled(self, path: Path) -> dict[str, Any]:
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data["kind"] == KIND and data["schema_version"] == SCHEMA_VERSION and {"plan", "settings"} <= set(data):
-                return dict(data)
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        raise OutputError(f"{path} is not a comparison's plan of version {SCHEMA_VERSION}; choose another --out")
+            raise PlanError(f"{self.directory} was begun with another plan: {', '.join(changed[:5])}{more}; choose another {self._option}")
+        return now != before
 
     def _path(self, job: Job) -> Path:
         return self.directory / RECORDS / f"{job.name}.json"

@@ -9,7 +9,6 @@ from otpr_policy import __version__
 from otpr_policy.document import Block, Heading, Lines, Picture, Table, Text, html, markdown
 from otpr_policy.errors import EnvironmentSetupError
 from otpr_policy.files import write_text
-from otpr_policy.machine import machine
 from otpr_trainer.compare import bars, curves
 from otpr_trainer.compare.jobs import Job
 from otpr_trainer.compare.overall import Overall, overall
@@ -19,7 +18,7 @@ from otpr_trainer.compare.results import Results, Row, by_table, gather, to_json
 from otpr_trainer.compare.statistics import Estimate
 from otpr_trainer.run import utc_now
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 had the machine that wrote the report, 2 has those that ran the jobs
 FILES = ("report.html", "report.md", "report.json", "success.png", "curves.png")
 
 
@@ -50,7 +49,7 @@ def write(plan: Plan, jobs: tuple[Job, ...], records: Records) -> tuple[Results,
         "otpr_version": __version__,
         "written": utc_now(),
         "plan": asdict(plan),
-        "machine": machine(),
+        "machines": results.machines,
         "git_commits": results.commits,
         "rows": to_json(results),
         "overall": [asdict(one) for one in totals],
@@ -74,14 +73,15 @@ def write(plan: Plan, jobs: tuple[Job, ...], records: Records) -> tuple[Results,
 
 def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pictures: list[Picture]) -> list[Block]:
     """The report's text."""
-    plan, here = results.plan, machine()
+    plan = results.plan
     called = plan.name if plan.name in shipped() else "PLAN.yaml"
     demos = {task.name: task.demos for task in plan.tasks}
+    done = len(jobs) - len(results.missing)
     blocks: list[Block] = [
         Heading(plan.name, 1),
         Text(
-            f"`otpr compare {called} --out DIR`; commit {', '.join(results.commits) or 'unknown'}; {here['cores']} cores ({here['cpu']}), "
-            f"Python {here['python']}, one thread per job. {len(jobs) - len(results.missing)} of {len(jobs)} jobs are done."
+            f"`otpr compare {called} --out DIR`; commit {', '.join(results.commits) or 'unknown'}; "
+            f"{machines(results, done)}one thread per job. {done} of {len(jobs)} jobs are done."
         ),
         Text(
             f"Budget {budgets(plan)} environment steps per seed of each method that fine-tunes. Evaluation: "
@@ -110,6 +110,17 @@ def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pic
     first = tuple(" ".join(("otpr", *job.words)) for job in jobs if job.seed == plan.seeds[0])
     blocks += [Heading(f"Commands of seed {plan.seeds[0]}"), Lines(first, code=True)]
     return blocks + ([Heading("Not done yet"), Lines(results.missing, code=False)] if results.missing else [])
+
+
+def machines(results: Results, done: int) -> str:
+    """What the jobs ran on, with a comma and a space behind it; empty when no record says it. ``done``: number of jobs that are done."""
+    told = sum(one["jobs"] for one in results.machines)
+    alone = len(results.machines) == 1 and told == done
+    texts = [f"{one['cores']} cores ({one['cpu']}), Python {one['python']}" for one in results.machines]
+    texts = texts if alone else [f"{text} ({one['jobs']} jobs)" for text, one in zip(texts, results.machines, strict=True)]
+    if 0 < told < done:
+        texts.append(f"a machine that is not recorded ({done - told} jobs)")
+    return "".join(f"{text}, " for text in texts)
 
 
 def budgets(plan: Plan) -> str:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a comparison has found so far: numbers of every seed, their means, and paired differences. Rendering is elsewhere."""
 
+import json
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Any
 from otpr_trainer.compare.jobs import Job, Kind
 from otpr_trainer.compare.metrics import last_row
 from otpr_trainer.compare.plan import Plan
-from otpr_trainer.compare.records import Records
+from otpr_trainer.compare.records import Record, Records
 from otpr_trainer.compare.statistics import Estimate, estimate
 
 
@@ -90,6 +93,7 @@ class Results:
     rows: tuple[Row, ...]
     missing: tuple[str, ...]  # jobs that are not done
     commits: tuple[str, ...]  # of the code that the jobs ran with
+    machines: tuple[dict[str, Any], ...] = ()  # that the jobs ran on, as far as their records say it, with the number of "jobs" of each
 
     def start(self, row: Row) -> Row | None:
         """The start policy's row for the same task and preset; None for itself."""
@@ -125,7 +129,12 @@ def gather(plan: Plan, jobs: tuple[Job, ...], records: Records) -> Results:
     order = {(job.task, job.preset, job.method, job.candidates): None for job in jobs if job.kind is Kind.EVALUATE}
     rows = tuple(Row(*key, tuple(found[key])) for key in sorted(order, key=lambda key: _place(plan, key)) if key in found)
     commits = tuple(sorted({record.git_commit for record in done.values()}))
-    return Results(plan, rows, tuple(job.name for job in jobs if job.name not in done), commits)
+    return Results(plan, rows, tuple(job.name for job in jobs if job.name not in done), commits, _machines(done.values()))
+
+
+def _machines(records: Iterable[Record]) -> tuple[dict[str, Any], ...]:
+    counts = Counter(json.dumps(record.machine) for record in records if record.machine is not None)
+    return tuple({**json.loads(text), "jobs": count} for text, count in counts.most_common())
 
 
 def _place(plan: Plan, key: tuple[str, str, str, int]) -> tuple[int, int]:
