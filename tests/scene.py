@@ -18,10 +18,14 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool, Trigger
 
-from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, STATE_PUBLISHER_QOS
+from otpr_policy.ros.messages import COMMAND_QOS, STATE_PUBLISHER_QOS
+
+# What is latched is told with a depth of one: who listens with that, too, misses a state that the next one follows within a millisecond.
+EVERY = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Scene:
@@ -42,8 +46,8 @@ class Scene:
         self._unheard = {"/target_pose", tracked, "/policy_node/state", "/twin/holding"}
         self._listen(PoseStamped, "/target_pose", lambda _m, info: self.commands.append(_sent_s(info)), COMMAND_QOS)
         self._listen(PoseStamped, tracked, lambda _m, info: self.tracked.append(_sent_s(info)), STATE_PUBLISHER_QOS)
-        self._listen(String, "/policy_node/state", lambda m, info: self.states.append((_sent_s(info), m.data)), LATCHED_QOS)
-        self._listen(Bool, "/twin/holding", lambda m, info: self.holding.append((_sent_s(info), m.data)), LATCHED_QOS)
+        self._listen(String, "/policy_node/state", lambda m, info: self.states.append((_sent_s(info), m.data)), EVERY)
+        self._listen(Bool, "/twin/holding", lambda m, info: self.holding.append((_sent_s(info), m.data)), EVERY)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.observer)
         self._closed = False

@@ -14,6 +14,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from scene import EVERY
 from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool, Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
@@ -21,7 +22,7 @@ from std_srvs.srv import SetBool, Trigger
 from otpr_policy.contract import load_contract
 from otpr_policy.control import State
 from otpr_policy.ros.guard import Guard
-from otpr_policy.ros.messages import COMMAND_QOS, LATCHED_QOS, stamp_to_ns
+from otpr_policy.ros.messages import COMMAND_QOS, stamp_to_ns
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 pytestmark = [pytest.mark.ros, pytest.mark.faults]
@@ -237,7 +238,7 @@ def test_a_control_thread_that_hangs_loses_its_permission_while_it_hangs_and_sen
     bench = make_bench(pacing="clock")
     ready(bench)
     told: list[tuple[float, str]] = []
-    bench.robot.node.create_subscription(String, "/policy_node/state", lambda m: told.append((time.monotonic(), m.data)), LATCHED_QOS)
+    bench.robot.node.create_subscription(String, "/policy_node/state", lambda m: told.append((time.monotonic(), m.data)), EVERY)
     bench.wait_for(lambda: told, "the state")
     hung_s: list[float] = []
     go_on = threading.Event()

@@ -17,6 +17,7 @@ from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
+from scene import EVERY
 from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 
@@ -46,7 +47,7 @@ class Hand:
         self._device = node.create_publisher(String, "/policy_node/operator/device", LATCHED_QOS)
         self._gripper = node.create_publisher(Float64MultiArray, "/policy_node/operator/gripper", COMMAND_QOS)
         node.create_subscription(String, "/policy_node/commander", lambda m: self.labels.append(json.loads(m.data)), 20)
-        node.create_subscription(String, "/policy_node/state", lambda m: self.states.append(m.data), LATCHED_QOS)
+        node.create_subscription(String, "/policy_node/state", lambda m: self.states.append(m.data), EVERY)
         bench.wait_for(lambda: node.count_subscribers("/policy_node/operator/twist"), "the node to listen")
 
     def vanish(self) -> None:
