@@ -6,8 +6,9 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from otpr_trainer.compare.curves import Curve, mean
+from otpr_trainer.compare.curves import Curve, draw, mean
 from otpr_trainer.compare.metrics import last_row, rows
+from otpr_trainer.compare.plan import EvaluationPlan, MethodPlan, Plan, TaskPlan
 from otpr_trainer.compare.statistics import estimate, resampled_means
 
 MANY = 200_000
@@ -67,3 +68,18 @@ def test_the_mean_curve_goes_as_far_as_all_seeds_have_come():
     one = Curve("otpr", "policy", (0, 10_010, 20_000), (0.0, 5.0, 9.0), (0.2, 0.4, 0.6))
     two = Curve("otpr", "policy", (0, 10_030), (0.0, 7.0), (0.4, 0.8))
     assert mean([one, two]) == Curve("otpr", "policy", (0, 10_020), (0, 6), pytest.approx((0.3, 0.6)))
+
+
+def test_a_task_that_has_no_curve_yet_has_no_axes(tmp_path):
+    tasks = (TaskPlan("lift", 1), TaskPlan("can", 1))
+    plan = Plan("two", tasks, (0,), 10, (MethodPlan("otpr", "otpr"),), EvaluationPlan(episodes=1))
+    assert not draw(plan, tmp_path, tmp_path / "curves.png")
+
+    def height(done):
+        for task in done:
+            (tmp_path / task / "otpr" / "0").mkdir(parents=True, exist_ok=True)
+            (tmp_path / task / "otpr" / "0" / "evaluations.csv").write_text("step,seconds,policy/success\n0,1.0,0.5\n10,2.0,0.75\n")
+        assert draw(plan, tmp_path, tmp_path / "curves.png")
+        return int.from_bytes((tmp_path / "curves.png").read_bytes()[20:24], "big")
+
+    assert height(["can"]) * 2 == height(["lift", "can"])

@@ -53,14 +53,14 @@ def mean(curves: list[Curve]) -> Curve:
 
 
 def draw(plan: Plan, directory: Path, target: Path) -> bool:
-    """Draws the learning curves of all tasks; a thin line is a seed, a thick one their mean. Returns False when there is none yet.
+    """Draws the learning curves of all tasks that have any; a thin line is a seed, a thick one their mean. Returns False when none has.
 
     Raises:
         EnvironmentSetupError: matplotlib is not installed.
         OutputError: ``target`` cannot be written.
     """
-    found = {task.name: read(plan, task.name, directory) for task in plan.tasks}
-    if not any(found.values()):
+    found = {task.name: curves for task in plan.tasks if (curves := read(plan, task.name, directory))}
+    if not found:
         return False
     try:
         from matplotlib.figure import Figure
@@ -89,5 +89,4 @@ def _draw_one(axis: Any, plan: Plan, curves: list[Curve], name: str) -> None:
             label = method.name if acting == "policy" else f"{method.name}, {acting}"
             axis.plot(getattr(middle, name), middle.success, style, color=f"C{colour}", linewidth=2.2, label=label)
     axis.grid(alpha=0.3)
-    if curves:
-        axis.legend(loc="lower right")
+    axis.legend(loc="lower right")
