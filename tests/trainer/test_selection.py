@@ -265,8 +265,10 @@ def test_where_values_tie_any_of_the_equals_is_accepted_and_counted_but_no_other
         critic.head *= 60.0
     several = selecting(policy, critic)
     model, with_chain = to_onnx(several), to_onnx(several, with_chain=True)
-    parity = prove(several, changed(model, choose_the_last_of_equals), with_chain)
-    assert 0 < parity.near_ties < PROOF_INPUTS and parity == prove(several, model, with_chain)
+    parity, usual = prove(several, changed(model, choose_the_last_of_equals), with_chain), prove(several, model, with_chain)
+    assert 0 < parity.near_ties < PROOF_INPUTS and max(parity.end_to_end_error, usual.end_to_end_error) < 1e-5
+    # Of equals that round differently each graph is held to its own; all else is the same.
+    assert replace(parity, end_to_end_error=0.0) == replace(usual, end_to_end_error=0.0)
     with pytest.raises(ArtifactError, match="differs from torch"):
         prove(several, changed(model, choose_the_worst), with_chain)
 
