@@ -60,6 +60,17 @@ def test_silence_between_two_looks_is_noticed_and_messages_in_time_are_none() ->
     assert switch.problem_since(10.51) == "the dead-man switch was let go for a moment"
 
 
+def test_messages_whose_arrival_is_not_known_exactly_arrived_in_turn_and_are_no_release() -> None:
+    switch = DeadMan(0.25)
+    switch.hear(True, 10.002)  # said to have come a little later than it did
+    switch.problem_since(10.003)
+    switch.hear(True, 10.001)
+    assert switch.problem_since(10.003) is None
+    assert switch.problem(10.252) is None and switch.problem(10.253) is not None  # no newer than the first
+    switch.hear(False, 10.001)
+    assert switch.problem_since(10.003) == "the dead-man switch is released"
+
+
 @pytest.mark.parametrize("now_s", [9.9, float("nan"), float("inf")])
 def test_a_time_before_the_message_or_no_time_at_all_does_not_allow_motion(now_s: float) -> None:
     switch = DeadMan(0.25)

@@ -315,6 +315,27 @@ def test_a_switch_that_is_let_go_in_the_tick_that_came_too_late_makes_no_ready_o
         engaged(bench)
 
 
+def test_what_was_decided_before_the_permission_was_taken_away_is_not_sent_and_not_counted(make_bench: Callable[..., Any]) -> None:
+    bench = make_bench(pacing="clock")
+    ready(bench)
+    control, guard = bench.policy._control, bench.policy._guard
+    tick, before = control.tick, list[int]()
+
+    def decide(*arguments: Any) -> Any:
+        commands = control.counters.commands
+        command = tick(*arguments)
+        if command is not None and not before:
+            before.append(commands)
+            guard.permit.revoke("watchdog: late")
+        return command
+
+    with Streams(bench):
+        engaged(bench)
+        control.tick = decide
+        bench.wait_for(lambda: state(bench) is State.STOPPED, "the stop")
+        assert (control.reason, control.counters.commands) == ("watchdog: late", before[0])
+
+
 def test_a_tick_that_came_too_late_decides_nothing(make_bench: Callable[..., Any]) -> None:
     """What would not be sent is not counted or recorded as a command either."""
     bench = make_bench(pacing="clock")

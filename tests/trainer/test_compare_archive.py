@@ -170,6 +170,14 @@ def damaged(_, target):
     (target / f"jobs/{OTPR}/evaluate-hard-8.json").write_text("{")
 
 
+def other_training(_, target):
+    """Of what both have only the training is in the archive, and there it was another one from the same beginnings."""
+    path = target / OTPR / "evaluations.csv"
+    path.write_text(path.read_text().replace("1.0\n", "0.875\n"))
+    for record in (target / f"jobs/{OTPR}").glob("evaluate-*.json"):
+        record.unlink()
+
+
 def other_start(out, target):
     """The same outcome of what both have, but the new run is of a start policy that was trained elsewhere."""
     edit(out / f"{OTPR}/config.json", lambda data: data.update(init_sha256="other"))
@@ -186,6 +194,7 @@ def other_demonstrations(out, _):
         (other_outcomes, f"{OTPR}/evaluate-hard-8 came out differently there"),
         (other_words, f"{OTPR}/evaluate-hard-8 came out differently there"),
         (damaged, f"{OTPR}/evaluate-hard-8 came out differently there"),
+        (other_training, f"{OTPR}/train came out differently there"),
         (other_start, f"{OTPR} began with another start policy than the runs there"),
         (other_demonstrations, f"{OTPR} began with other demonstrations than the runs there"),
     ],
@@ -240,6 +249,10 @@ def test_an_archive_goes_neither_into_a_comparison_nor_into_a_foreign_directory(
         with pytest.raises(OutputError, match=f"{said}.*; choose another --archive"):
             archive(done, "out", target)
     assert content(done / "second") == before and [path.name for path in (done / "thesis").iterdir()] == ["thesis.tex"]
+    for target in ("fresh/lift", "fresh/jobs/archive"):
+        with pytest.raises(OutputError, match=f"{target} is where jobs of --out write; choose another --archive"):
+            compare(done, "fresh", "--archive", done / target)
+    assert set(content(done / "fresh")) == {"plan.json"}, "refused before anything runs"
     with pytest.raises(OutputError, match="nowhere holds no comparison yet"):
         archive(done, "nowhere", "new")
     assert not (done / "new").exists()

@@ -95,7 +95,12 @@ class DeadMan:
         self._noticed: object = None  # the last one that who asks was told of
 
     def hear(self, pressed: bool, now_s: float) -> None:
-        """A message has arrived. Silence before it counts as a release, too."""
+        """A message has arrived. Silence before it counts as a release, too.
+
+        ``now_s``: when it arrived, as near as the caller knows; none arrived before the one that was heard before it.
+        """
+        if self._heard is not None:
+            now_s = max(now_s, self._heard[1])
         if not pressed or self.problem(now_s) is not None:
             self._release = object()
         self._heard = (pressed, now_s)

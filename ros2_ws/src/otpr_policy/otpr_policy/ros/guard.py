@@ -146,10 +146,11 @@ class Guard:
         assert self._dead_man is not None and self._switch is not None
         pressed = self._switch.is_pressed(message.buttons) if self._switch.type is DeadManType.JOY else bool(message.data)
         # It may have waited for the executor. When it came the middleware says, on the computer's own clock, which may be set meanwhile:
-        # back, and it counts from now as if it had not waited; on, and it counts as old.
-        now_ns = time.time_ns()
+        # back, and it counts from now as if it had not waited; on, and it counts as old. Cyclone DDS says when it was taken instead.
+        # The monotonic clock is read first: what holds this thread up between the two makes the message older, not newer.
+        now_s, now_ns = time.monotonic(), time.time_ns()
         waited_s = max(0.0, (now_ns - (info["received_timestamp"] or now_ns)) * 1e-9)
-        self._dead_man.hear(pressed, time.monotonic() - waited_s)
+        self._dead_man.hear(pressed, now_s - waited_s)
 
     def _look_for_rivals(self) -> None:
         rivals = self._rivals()

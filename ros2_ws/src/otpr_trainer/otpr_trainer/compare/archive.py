@@ -14,8 +14,8 @@ from typing import Any
 from otpr_policy.errors import OutputError
 from otpr_policy.files import write_text
 from otpr_trainer.compare.jobs import Job, Kind
-from otpr_trainer.compare.metrics import last_row
-from otpr_trainer.compare.plan import Plan
+from otpr_trainer.compare.metrics import last_row, rows
+from otpr_trainer.compare.plan import RECORDS, Plan
 from otpr_trainer.compare.records import ARCHIVE, PLAN, Record, Records
 
 _PLACES = ("directory", "run", "video")  # what commands print of where they wrote, which the words of their jobs say already
@@ -50,9 +50,11 @@ def addition(plan: Plan, jobs: tuple[Job, ...], records: Records, target: Path) 
         PlanError: the archive is of another plan; says what differs.
         OutputError: it is no archive, or what it has does not go with what would be added, by name.
     """
-    there = Records(target, "--archive")
-    if target.resolve() == records.directory.resolve():
+    there, place, out = Records(target, "--archive"), target.resolve(), records.directory.resolve()
+    if place == out:
         raise OutputError(f"--archive and --out are both {target}; choose another --archive")
+    if place.is_relative_to(out) and place.relative_to(out).parts[0] in {RECORDS, *(job.task for job in jobs)}:
+        raise OutputError(f"{target} is where jobs of --out write; choose another --archive")
     settings = records.settled()["settings"]  # of the program that ran the jobs, which this one may not be
     content: dict[str, Any] = {"plan": asdict(plan), "settings": settings}
     if (target / PLAN).exists():
@@ -84,7 +86,7 @@ def add(plan: Plan, jobs: tuple[Job, ...], records: Records, target: Path) -> in
 
 def _refuse_conflicts(jobs: tuple[Job, ...], done: dict[Job, Record], records: Records, there: Records) -> None:
     """Raises OutputError when a job came out differently there, or when what is compared did not begin alike."""
-    conflicts = [f"{job.name} came out differently there" for job, record in done.items() if _differs(job, record, there)]
+    conflicts = [f"{job.name} came out differently there" for job, record in done.items() if _differs(job, record, records, there)]
     begun: dict[tuple[str, int, str], set[str]] = {}
     for job, name, value in _beginnings(jobs, there):
         begun.setdefault((job.task, job.seed, name), set()).add(value)
@@ -98,12 +100,22 @@ def _refuse_conflicts(jobs: tuple[Job, ...], done: dict[Job, Record], records: R
         raise OutputError(f"nothing was added to {there.directory}: {'; '.join(conflicts[:_NAMED])}{more}; choose another --archive")
 
 
-def _differs(job: Job, record: Record, there: Records) -> bool:
-    """Whether there is a record of the job that says something else than this one, but for when and how long it ran."""
+def _differs(job: Job, record: Record, records: Records, there: Records) -> bool:
+    """Whether there is a record of the job that says something else than this one, but for when and how long it ran.
+
+    A training prints no outcome: its learning curve tells one from another.
+    """
     if not there.recorded(job):
         return False
     other, ignored = there.same(job), (*_PLACES, _CLOCK)
-    return other is None or _without(other.result, ignored) != _without(record.result, ignored)
+    if other is None or _without(other.result, ignored) != _without(record.result, ignored):
+        return True
+    return job.kind is Kind.TRAIN and _curve(there, job) != _curve(records, job)
+
+
+def _curve(records: Records, job: Job) -> list[str]:
+    """What a run's evaluations.csv says, but for when; empty without one. As text, in which NaN is itself."""
+    return [json.dumps(_without(row, (_CLOCK,))) for row in rows(records.directory / job.run / "evaluations.csv")]
 
 
 def _beginnings(jobs: Iterable[Job], records: Records) -> Iterator[tuple[Job, str, str]]:
