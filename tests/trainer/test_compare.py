@@ -18,6 +18,7 @@ from toy_runs import run_command
 from otpr_policy.errors import OutputError, PlanError
 from otpr_policy.machine import machine
 from otpr_trainer.commands.compare import COMMAND
+from otpr_trainer.compare import children
 from otpr_trainer.compare import runner as runners
 from otpr_trainer.compare.progress import Durations
 from otpr_trainer.compare.records import locked
@@ -91,6 +92,12 @@ def test_the_report_holds_every_seed_and_the_paired_differences(folder, capsys):
     assert "## All seeds" in text and "Interquartile mean" in text and "better than filtered_bc" in text
     assert str(folder) not in text + (folder / "out/report.json").read_text()
     assert (folder / "out/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_job_shorter_than_a_tenth_of_a_second_has_taken_time_too(folder, monkeypatch):
+    monkeypatch.setattr(children.Child, "seconds", property(lambda _: 0.0123))
+    assert compare(folder) == 0
+    assert {job["seconds"] for job in report(folder)["jobs"]} == {0.012}
 
 
 def test_what_is_cloned_is_reported_without_environment_steps(folder, capsys):

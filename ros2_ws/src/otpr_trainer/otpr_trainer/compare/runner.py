@@ -109,7 +109,7 @@ class Runner:
                 self._fail(job, child, status)
 
     def _finish(self, job: Job, child: Child, result: dict[str, object]) -> None:
-        self._records.write(job, Record(list(job.words), round(child.seconds, 1), utc_now(), git_commit(), result, machine()))
+        self._records.write(job, Record(list(job.words), round(child.seconds, 3), utc_now(), git_commit(), result, machine()))
         self.states[job.name] = State.DONE
         self._bar.durations.add(job, child.seconds)
         done = sum(state is State.DONE for state in self.states.values())
