@@ -25,7 +25,7 @@ from std_srvs.srv import SetBool, Trigger
 from otpr_policy.ros.messages import COMMAND_QOS, STATE_PUBLISHER_QOS
 
 # What is latched is told with a depth of one: who listens with that, too, misses a state that the next one follows within a millisecond.
-EVERY = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+EVERY = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Scene:

@@ -17,7 +17,7 @@ from geometry_msgs.msg import PoseStamped
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from scene import EVERY
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool
 
@@ -26,8 +26,6 @@ from otpr_policy.spec import Array
 
 NEAR = 0.004  # m
 GRASP_HEIGHT = -0.002  # m, grip site relative to the cube's centre
-# Latched, and no state is replaced by the next before it was read.
-EVERY_STATE_QOS = QoSProfile(depth=20, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 # A command as `otpr` runs it, also where it is not installed as an entry point yet.
 PROGRAM = """
 import argparse, signal, sys
@@ -65,7 +63,7 @@ class Watcher:
         listen(PoseStamped, "/objects/cube/pose", lambda m: setattr(self, "cube", pose_position(m.pose)), STATE_PUBLISHER_QOS)
         listen(PoseStamped, "/target_pose", self.commands.append, 10)
         listen(Bool, "/twin/success", lambda m: setattr(self, "lifted", m.data), LATCHED_QOS)
-        listen(String, "/policy_node/state", lambda m: self.states.append(m.data), EVERY_STATE_QOS)
+        listen(String, "/policy_node/state", lambda m: self.states.append(m.data), EVERY)
         listen(String, "/policy_node/commander", lambda m: self.labels.append(m.data), 20)
 
     @property

@@ -16,8 +16,7 @@ from typing import Any
 import contracts
 import numpy as np
 import yaml
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from scene import Scene
+from scene import EVERY, Scene
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
@@ -30,7 +29,6 @@ PREFIX = "relayed"
 PERIOD_S = 0.05
 HAND, CUBE, JOINTS = f"/{PREFIX}/ee_pose", f"/{PREFIX}/objects/cube/pose", f"/{PREFIX}/joint_states"
 TOPICS = (HAND, CUBE, JOINTS)
-EVENT_QOS = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class Stage(Scene):
@@ -62,8 +60,8 @@ class Stage(Scene):
         }
         super().__init__(folder, words, CUBE)
         self._checked = False
-        self._listen(String, "/checker/verdict", self._on_checker, EVENT_QOS)
-        self._events = self.observer.create_publisher(String, "/faults/event", EVENT_QOS)
+        self._listen(String, "/checker/verdict", self._on_checker, EVERY)
+        self._events = self.observer.create_publisher(String, "/faults/event", EVERY)
         self._relay = self.observer.create_publisher(String, "/faults/relay", LATCHED_QOS)
         for name, process in self.processes.items():
             self._tell("started", name, process.pid)

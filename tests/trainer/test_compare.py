@@ -275,6 +275,22 @@ def test_a_foreign_directory_and_one_in_use_are_left_alone(folder):
         pass
 
 
+def test_what_a_killed_write_of_the_plan_left_is_in_nobodys_way(folder, monkeypatch):
+    left = []
+
+    def killed(temporary, target):
+        left.append((temporary, Path(temporary).read_text()))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        compare(folder)
+    temporary, half = left[0]
+    Path(temporary).write_text(half[:10])  # a process that is killed does not tidy up
+    assert [path.name for path in (folder / "out").iterdir()] == [Path(temporary).name]
+    assert compare(folder) == 0 and len(calls(folder)) == JOBS
+
+
 def test_time_left_is_learnt_from_like_jobs_and_shared_among_processes():
     from otpr_trainer.compare import plan as plans
     from otpr_trainer.compare.jobs import jobs

@@ -118,8 +118,11 @@ class Records:
         raise OutputError(f"{path} is not a comparison's plan of version {SCHEMA_VERSION}; choose another {self._option}")
 
     def refuse_foreign(self) -> None:
-        """Raises OutputError when a directory without a plan holds something."""
-        if self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
+        """Raises OutputError when a directory without a plan holds something, but for what a write of the plan left that was killed."""
+        if not self.directory.exists():
+            return
+        unfinished = f".{PLAN}."  # as files.py names it
+        if not self.directory.is_dir() or any(not one.name.startswith(unfinished) for one in self.directory.iterdir()):
             raise OutputError(f"{self.directory} exists and is not a comparison; choose another {self._option}")
 
     def refuse_another(self, theirs: dict[str, Any], ours: dict[str, Any], parts: tuple[str, ...]) -> bool:
