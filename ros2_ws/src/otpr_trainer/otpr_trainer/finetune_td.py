@@ -19,7 +19,10 @@ from otpr_trainer.learner import Setup
 from otpr_trainer.selection import CriticConfig
 
 PAPER: dict[str, Any] = {"observed_returns": False, "selection_start": 1_000_000_000}
-"""Settings of the papers that all of them share: temporal differences alone, and plain samples when acting."""
+"""The papers' critic: temporal differences alone. And plain samples in training episodes, which is QSM's and DIPO's way of acting.
+
+DQL's code acts otherwise: it draws 50 samples, and one of them by a softmax of Q.
+"""
 
 
 @dataclass(frozen=True)

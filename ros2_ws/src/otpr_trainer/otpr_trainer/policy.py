@@ -55,7 +55,7 @@ class PolicyConfig:
     """
 
     spec: PolicySpec
-    train_steps: int  # K of the cosine schedule; of a bridge, the scale of its time and its steps where none are asked for
+    train_steps: int  # K of the cosine schedule; of a bridge, the scale of its time
     width: int
     depth: int
     time_size: int
