@@ -37,7 +37,7 @@ DIVERGENCE_RISE, DIVERGENCE_TOP, RECONSTRUCTION = 1e-4, 0.1, 10.0
 class Config(Settings):
     """Settings of BRIDGER."""
 
-    train_steps: int = setting(20, "scale of the time that the network is shown, K; at most so many steps of sampling where none are asked for")
+    train_steps: int = setting(20, "scale of the time that the network is shown, K; most steps of sampling where none are asked for")
     form: str = setting("linear", "a(t), b(t): linear, power3, power4, reverse_linear, reverse_power3, reverse_power4 or encode_decode")
     gamma: str = setting("root", "noise within: root, sqrt(2t(1-t)), the paper's; parabola, sqrt2 t(1-t); early, sqrt2 (1-t)^2 sqrt t")
     epsilon: str = setting("linear", "diffusion in sampling: linear, 1-t, the paper's; parabola, t(1-t); root, 1-sqrt t; square; none")
