@@ -65,14 +65,31 @@ def test_it_climbs_a_quadratic():
     assert heights[-1] > -0.05 and sum(later > earlier for earlier, later in pairwise(heights[:16])) >= 13
 
 
-def test_only_the_best_directions_count():
-    """Those whose better side returned most, be it plus or minus; the spread is of theirs alone."""
-    delta = directions(3, 2)
-    plus, minus = torch.tensor([5.0, 1.0, 0.0], dtype=torch.float64), torch.tensor([0.0, 1.5, 9.0], dtype=torch.float64)
-    best = [0, 2]
-    expected = search_step(delta[best], plus[best], minus[best], step_size=1.0, best=2)
-    torch.testing.assert_close(search_step(delta, plus, minus, step_size=1.0, best=2), expected)
-    assert not torch.allclose(search_step(delta, plus, minus, step_size=1.0, best=3), expected)
+THREE = torch.tensor([9.0, 0.0, 4.0]), torch.tensor([8.0, 5.0, 2.0])
+"""Returns of three directions' sides: the larger ones 9, 5, 4; of their differences, sums and plus sides each would choose others."""
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [
+        (1, [1 / 0.5, 0.0, 0.0]),  # of 9 and 8
+        (2, [1 / (2 * 3.5), -5 / (2 * 3.5), 0.0]),  # of 9, 8, 0 and 5: the mean of squared deviations is 49 / 4
+        (3, [1 / (3 * 3.1446604), -5 / (3 * 3.1446604), 2 / (3 * 3.1446604)]),  # of all: 89 / 9
+    ],
+)
+def test_only_the_directions_whose_better_side_is_best_count(best, expected):
+    """Be it plus or minus; the standard deviation is that of their 2 b returns alone."""
+    step = search_step(torch.eye(3), *THREE, step_size=0.3, best=best)
+    torch.testing.assert_close(step, 0.3 * torch.tensor(expected))
+
+
+@pytest.mark.parametrize("best", [1, 2])
+def test_a_learner_goes_along_as_many_directions_as_its_setting_says(make, best):
+    learner = make(directions=3, best=best, step_size=0.3)
+    theta, delta = learner.theta, directions(3, len(learner.theta)).float()
+    learner._pairs = list(zip(delta, *(side.tolist() for side in THREE), strict=True))
+    learner.learn(0, 0)
+    torch.testing.assert_close(learner.theta - theta, search_step(delta, *THREE, step_size=0.3, best=best), atol=1e-6, rtol=1e-4)
 
 
 def test_the_step_does_not_depend_on_the_rewards_scale_or_offset_and_is_nothing_where_all_are_equal():

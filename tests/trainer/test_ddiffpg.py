@@ -7,6 +7,7 @@ import numpy as np
 import point_tuning
 import pytest
 import torch
+from scipy.spatial.distance import squareform
 
 from otpr_trainer.algorithms import ddiffpg
 from otpr_trainer.data.replay import Origin
@@ -84,6 +85,21 @@ def test_two_ways_round_are_two_modes_and_a_failure_joins_the_nearer():
     assert len(set(found[:4])) == 1 and len(set(found[4:])) == 1 and found[0] != found[4]
     assert not modes_of(paths, solved, most=1, memory=100).any()
     assert clustered(np.zeros((1, 1)), 4).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("pair", "near", "far", "expected"),
+    [
+        (6.9, 10.0, 10.0, [0, 0, 1, 2]),  # the tree is 10 high: what joins below 7 is one mode
+        (7.1, 10.0, 10.0, [0, 1, 2, 3]),
+        (3.0, 5.0, 8.0, [0, 0, 0, 1]),  # 6.5 on average; 8 by the farther of the two
+        (3.0, 6.0, 9.0, [0, 0, 1, 2]),  # 7.5 on average; 6 by the nearer
+    ],
+)
+def test_modes_are_cut_at_seven_tenths_of_a_tree_of_average_distances(pair, near, far, expected):
+    """Two paths ``pair`` apart, a third one ``near`` the one and ``far`` from the other, and a fourth 10 from all."""
+    found = clustered(squareform([pair, near, 10.0, far, 10.0, 10.0]), 4)
+    assert np.array_equal(found[:, None] == found, np.equal.outer(expected, expected))
 
 
 def test_only_the_newest_successes_make_modes_and_older_ones_join_them():

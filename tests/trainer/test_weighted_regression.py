@@ -166,12 +166,13 @@ def test_discounted_sums_look_any_number_of_rows_ahead():
     assert torch.allclose(found, expected, rtol=1e-9)
 
 
-def test_the_advantage_is_the_return_minus_the_value_of_the_newest_v(make):
-    learner = make("dawr")
+@pytest.mark.parametrize("trace", [0.3, 0.95])
+def test_the_advantage_is_the_return_minus_the_value_of_the_newest_v(make, trace):
+    learner = make("dawr", trace=trace)
     learner.update()
     values = learner.value.value(learner.replay.condition)
     rows = learner.replay.transitions
-    expected = lambda_returns(rows, values, 0.95) - values[rows.state]
+    expected = lambda_returns(rows, values, trace) - values[rows.state]
     assert torch.equal(learner.advantage, expected) and float(expected.std()) > 0
 
 
