@@ -11,12 +11,11 @@ import point_tuning
 import pytest
 import torch
 
-from otpr_policy.errors import OtprError, RunError, TaskError
+from otpr_policy.errors import RunError
 from otpr_sim import vector
 from otpr_sim.env import StepResult
 from otpr_trainer import checkpoint, finetune
-from otpr_trainer.algorithms import dppo
-from otpr_trainer.algorithms.dppo import Config, Decisions, decisions
+from otpr_trainer.algorithms.dppo import Decisions, decisions
 from otpr_trainer.chain_likelihood import clip_schedule, denoising_discount
 from otpr_trainer.data.replay import Origin, Trajectory
 from otpr_trainer.interaction import play
@@ -346,57 +345,3 @@ def test_a_checkpoint_of_another_chain_or_algorithm_is_refused(make):
     tensors = {name: tensor for name, tensor in stripped.tensors.items() if not name.startswith("value.")}
     with pytest.raises(RunError, match="the checkpoint is of another network or algorithm"):
         make(finetuned_steps=3).restore(replace(stripped, tensors=tensors))
-
-
-# What makes no sense
-
-WRONG = {
-    "envs": (0,),
-    "episodes": (0,),
-    "evaluate_episodes": (0,),
-    "evaluate_every": (-1,),
-    "sampling_steps": (0,),
-    "finetuned_steps": (0, -1),
-    "epochs": (0,),
-    "batch_size": (0,),
-    "critic_width": (0,),
-    "critic_depth": (0,),
-    "warmup_rounds": (-1,),
-    "eta": (-0.1, 1.1, np.nan),
-    "gae_lambda": (-0.1, 1.1, np.nan),
-    "gamma": (0.0, 1.1, np.nan),
-    "gamma_denoising": (0.0, 1.1, np.nan),
-    "exploration_std": (-0.1, np.nan, np.inf),
-    "likelihood_std": (0.0, -0.1, np.nan),
-    "clip": (0.0, 1.0, 0.0001, np.nan),
-    "clip_first": (0.0, 0.5, np.nan),
-    "actor_learning_rate": (0.0, -1.0, np.nan),
-    "critic_learning_rate": (0.0, np.nan),
-    "target_kl": (0.0, np.nan),
-    "bc_coefficient": (-1.0, np.nan),
-}
-
-
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
-def test_a_number_without_meaning_is_refused_by_its_name(name, value):
-    with pytest.raises(RunError, match=name) as error:
-        Config(**{name: value})
-    assert "\n" not in str(error.value)
-
-
-def test_what_the_start_policy_cannot_do_is_refused(make):
-    with pytest.raises(RunError, match=r"unknown sampler 'euler'.*ddim, ddpm"):
-        Config(sampler="euler")
-    with pytest.raises(RunError, match=r"5 denoising steps are not in 1\.\.4"):
-        make(sampling_steps=5)
-    with pytest.raises(RunError, match=r"4 fine-tuned steps are not in 1\.\.3"):
-        make(finetuned_steps=4)
-    with pytest.raises(TaskError, match="unknown preset 'windy'"):
-        Config(preset="windy")
-    with pytest.raises(OtprError, match="the policy's observation is"):
-        make(replace(point_tuning.setup(), task="lift"))
-
-
-def test_the_papers_settings_are_settings():
-    paper = Config(**dppo.VARIANTS["paper"])
-    assert (paper.sampler, paper.finetuned_steps, paper.gamma) == ("ddpm", 10, 0.999)

@@ -90,7 +90,8 @@ class Learner(SupervisedLearner[BridgePolicy]):
     def loss(self, observation: Tensor, x_0: Tensor, x_1: Tensor, t: Tensor, z: Tensor) -> Tensor:
         """E || D - D_theta ||^2 + E || z - z_theta ||^2 at (x_t, t, observation), D = x_1 - x_0; each the mean over elements.
 
-        The paper's 0.5 || v ||^2 - < v, dI/dt > is the first for v = D db/dt, up to a constant; its score is -z_theta / (gamma d^2).
+        Where a + b = 1 the paper's 0.5 || v ||^2 - < v, dI/dt > with v = D db/dt is the first times 0.5 (db/dt)^2, up to a constant: it is
+        lowest at the same D, and weighs times t otherwise. Its score is -z_theta / (gamma d^2).
         """
         interpolant = self.policy.interpolant
         x_t = interpolant.point(t, x_0, x_1, z)
