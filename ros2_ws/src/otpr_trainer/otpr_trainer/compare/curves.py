@@ -72,6 +72,7 @@ def draw(plan: Plan, directory: Path, target: Path) -> bool:
         for axis, (name, label) in zip(line, _AXES.items(), strict=True):
             _draw_one(axis, plan, curves, name)
             axis.set(title=task, xlabel=label, ylabel="success", ylim=(-0.03, 1.03))
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves: wherever it lay within, it would cover some
     with atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     return True
@@ -89,4 +90,3 @@ def _draw_one(axis: Any, plan: Plan, curves: list[Curve], name: str) -> None:
             label = method.name if acting == "policy" else f"{method.name}, {acting}"
             axis.plot(getattr(middle, name), middle.success, style, color=f"C{colour}", linewidth=2.2, label=label)
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
