@@ -162,7 +162,7 @@ def test_stored_settings_are_read_back_and_unknown_or_mistyped_ones_refused():
     assert from_json(Config, data) == SMALL
     with pytest.raises(RunError, match="widht"):
         from_json(Config, {**data, "widht": 3})
-    with pytest.raises(RunError, match="width must be a int"):
+    with pytest.raises(RunError, match="width must be a whole number"):
         from_json(Config, {**data, "width": "wide"})
     del data["width"]
     with pytest.raises(RunError, match=r"setting width is missing: .*another version"):

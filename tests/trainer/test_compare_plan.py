@@ -4,13 +4,14 @@
 import argparse
 import importlib
 import re
+import sys
 from types import SimpleNamespace
 
 import point_tuning
 import pytest
 
 from otpr_policy.cli import installed_commands
-from otpr_policy.errors import PlanError
+from otpr_policy.errors import PlanError, RunError
 from otpr_trainer.commands import train
 from otpr_trainer.compare import plan as plans
 from otpr_trainer.compare import report
@@ -111,11 +112,17 @@ MISTAKES = {
         ("demos: 2, budget: -1", "budget of lift must be at least 0, got -1"),
     ],
     "hard]": [("hart]", "unknown preset 'hart'; known: hard, nominal, shifted")],
+    "presets: [nominal, hard]": [
+        ("presets: [nominal], steps: 21", "small.evaluation.steps must be at most 20, the train_steps that bc is trained with, got 21")
+    ],
     "algorithm: bc,": [
         ("algorithm: bd,", "unknown algorithm 'bd'; known: .*bc, .*filtered_bc, .*idql, .*otpr"),
         ("algorithm: idql,", "idql fine-tunes a policy; a start starts from nothing"),
     ],
-    "width: 16": [("width: 16.5", "setting width must be a int, got 16.5"), ("with: 16", "unknown setting 'with'; known: .*width")],
+    "width: 16": [
+        ("width: 16.5", "setting width must be a whole number, got 16.5"),
+        ("with: 16", "unknown setting 'with'; known: .*width"),
+    ],
     "algorithm: filtered_bc}": [
         ("algorithm: bc, settings: {steps: 9}}", "method filtered_bc: unknown setting 'steps'; known: .*iterations")
     ],
@@ -126,6 +133,11 @@ MISTAKES = {
     "pool: near": [
         ("pool: nar", "method otpr: .*nar.*all.*near.*own|method otpr: .*own.*near.*all"),
         ("steps: 5", "steps is the budget, which the plan, a task or a method has under that name"),
+    ],
+    "mask: false": [
+        ("mask: 1", "setting mask must be true or false, got 1"),
+        ("preset: 3", "setting preset must be text, got 3"),
+        ("gamma: high", "setting gamma must be a number, got 'high'"),
     ],
     "candidates: [1, 8]": [
         ("candidates: [0]", "candidates of otpr must be different whole numbers from 1"),
@@ -149,6 +161,22 @@ def test_a_mistake_is_one_sentence_that_says_what_is_valid(tmp_path, right, wron
     assert right in PLAN
     with pytest.raises(PlanError, match=sentence):
         load(tmp_path, PLAN.replace(right, wrong))
+
+
+def test_as_many_steps_are_judged_as_any_diffusion_of_the_plan_is_trained_with(tmp_path):
+    """An evaluation with more fails, after the training; and the directory is then of that plan."""
+    longer = PLAN.replace("width: 16", "train_steps: 50").replace("seed: 10000", "steps: 50")
+    assert load(tmp_path, longer).evaluation.steps == 50
+    cloned = "algorithm: bc, settings: {train_steps: 49}}"
+    with pytest.raises(PlanError, match="steps must be at most 49, the train_steps that filtered_bc is trained with, got 50"):
+        load(tmp_path, longer.replace("algorithm: filtered_bc}", cloned))
+    assert load(tmp_path, longer.replace("algorithm: filtered_bc}", "algorithm: bridger, settings: {train_steps: 49}}"))
+
+
+def test_a_method_whose_module_lacks_a_part_is_refused_with_what_it_lacks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "half_a_method", SimpleNamespace(NAME="half", Config=object))
+    with pytest.raises(RunError, match=r"^half_a_method has no NEEDS_INIT and no Learner; the module of a method has NAME, NEEDS_INIT, "):
+        train.command("half_a_method", "Half a method.").algorithm()
 
 
 def test_a_variant_is_settings_to_start_from_in_a_plan_as_in_the_command(tmp_path):

@@ -10,11 +10,17 @@ from typing import Any, TypeVar
 from otpr_policy.errors import RunError, unknown
 
 Config = TypeVar("Config")
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def setting(default: Any, reason: str) -> Any:
     """A dataclass field with its default and one line that says what it is, its unit, and why this value."""
     return dataclasses.field(default=default, metadata={"help": reason})
+
+
+def must_be(name: str, kind: type[Any], value: object) -> str:
+    """What is said of a setting whose value is of another type than its default."""
+    return f"setting {name} must be {_KINDS.get(kind, kind.__name__)}, got {value!r}"
 
 
 def positive(config: Any, *names: str) -> None:
@@ -72,5 +78,5 @@ def from_json(kind: type[Config], data: Any) -> Config:
         raise RunError(f"setting {', '.join(missing)} is missing: these are the settings of another version of this program")
     for name, value in data.items():
         if type(value) is not type(fields[name].default):
-            raise RunError(f"setting {name} must be a {type(fields[name].default).__name__}, got {value!r}")
+            raise RunError(must_be(name, type(fields[name].default), value))
     return kind(**data)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from otpr_trainer.learner import Algorithm, Learner, Setup
     from otpr_trainer.run import Run, RunConfig
 
+_PARTS = ("NAME", "NEEDS_INIT", "Config", "Learner")  # what the module of every algorithm has
 _UNITS = {"it": "iterations", "step": "environment steps"}
 
 
@@ -48,7 +49,10 @@ def command(module: str, description: str) -> TrainCommand:
 
 
 def _algorithm(module: str) -> "Algorithm":
-    return cast("Algorithm", importlib.import_module(module))
+    found = importlib.import_module(module)
+    if lacking := [name for name in _PARTS if not hasattr(found, name)]:
+        raise RunError(f"{module} has no {' and no '.join(lacking)}; the module of a method has {', '.join(_PARTS)}")
+    return cast("Algorithm", found)
 
 
 def _add_arguments(parser: ArgumentParser, algorithm: "Algorithm") -> None:

@@ -14,13 +14,14 @@ from otpr_sim import registry
 from otpr_sim.shift import preset as shift_preset
 from otpr_trainer.commands.export import DEFAULT_SAMPLER, DEFAULT_STEPS
 from otpr_trainer.commands.train import TrainCommand
-from otpr_trainer.config import of_variant
+from otpr_trainer.config import must_be, of_variant
 from otpr_trainer.evaluate import DEFAULT_SEED
 from otpr_trainer.learner import Algorithm
 from otpr_trainer.rollout import SEED_LIMIT
 
 SHIPPED = Path(__file__).parent.parent / "plans"
 BUDGET_SETTING = "steps"
+TRAIN_STEPS = "train_steps"  # of the start policy's settings: the denoising steps of its schedule
 VARIANT = "variant"  # among a method's settings: as `otpr train ALGORITHM --variant`
 DEMONSTRATIONS = "demos"  # the folder beside those of the methods
 RECORDS = "jobs"  # the folder beside those of the tasks
@@ -132,8 +133,7 @@ def fine_tunes(algorithm: str) -> bool:
 
 def sampler(plan: Plan, method: MethodPlan) -> str:
     """What a policy is evaluated with: methods that fine-tune keep the chain of the start policy."""
-    whose = plan.start.algorithm if fine_tunes(method.algorithm) else method.algorithm
-    return str(getattr(_installed(whose, "method"), "SAMPLER", DEFAULT_SAMPLER))
+    return _sampler(plan.start.algorithm if fine_tunes(method.algorithm) else method.algorithm)
 
 
 def chooses(algorithm: str) -> bool:
@@ -183,7 +183,24 @@ def _check(plan: Plan, where: str) -> None:
             shift_preset(preset)
     except TaskError as error:
         raise PlanError(f"{where}: {error}") from error
-    resolved_settings(plan)
+    _check_steps(plan, where)
+
+
+def _check_steps(plan: Plan, where: str) -> None:
+    """Raises PlanError when a diffusion is to be judged with more steps than it is trained with: evaluations would fail, at the end."""
+    settings = resolved_settings(plan)
+    judged = {plan.start.algorithm: plan.start.algorithm}
+    judged |= {method.name: method.algorithm for method in plan.methods if not fine_tunes(method.algorithm)}
+    for name, algorithm in judged.items():
+        most = settings[name].get(TRAIN_STEPS)
+        if most is not None and plan.evaluation.steps > most and _sampler(algorithm) == DEFAULT_SAMPLER:
+            steps = plan.evaluation.steps
+            raise PlanError(f"{where}.evaluation.steps must be at most {most}, the {TRAIN_STEPS} that {name} is trained with, got {steps}")
+
+
+def _sampler(algorithm: str) -> str:
+    """What policies that an algorithm trains from nothing are judged with."""
+    return str(getattr(_installed(algorithm, "method"), "SAMPLER", DEFAULT_SAMPLER))
 
 
 def _different(where: str, names: list[str], taken: Iterable[str]) -> None:
@@ -234,7 +251,7 @@ def _config(algorithm: Algorithm, settings: Mapping[str, object], where: str, *,
         if wanted is float and type(value) is int:
             value = float(value)
         if type(value) is not wanted:
-            raise PlanError(f"{where}: setting {key} must be a {wanted.__name__}, got {value!r}")
+            raise PlanError(f"{where}: {must_be(key, wanted, value)}")
         values[key] = value
     try:
         variant = of_variant(algorithm, str(settings[VARIANT])) if VARIANT in settings else {}
