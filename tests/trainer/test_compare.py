@@ -100,6 +100,18 @@ def test_a_job_shorter_than_a_tenth_of_a_second_has_taken_time_too(folder, monke
     assert {job["seconds"] for job in report(folder)["jobs"]} == {0.012}
 
 
+def test_episodes_that_were_lost_are_told_by_run(folder):
+    assert compare(folder) == 0
+    assert report(folder)["lost_episodes"] == [] and "lost" not in (folder / "out/report.md").read_text()
+    run, other = (folder / "out/lift" / name for name in ("otpr/0", "filtered_bc/1"))
+    (run / "metrics.csv").write_text("step,seconds,rollout/lost_episodes\n50,5,0\n100,10,3\n")
+    (other / "evaluations.csv").write_text("step,seconds,policy/success,policy/episodes\n0,1,0.5,50\n100,10,0.45,40\n")
+    assert compare(folder, "--report-only") == 0
+    assert [tuple(one.values()) for one in report(folder)["lost_episodes"]] == [("lift/otpr/0", 3, 0), ("lift/filtered_bc/1", 0, 10)]
+    text = (folder / "out/report.md").read_text()
+    assert "left out: lift/otpr/0 (3 of training); lift/filtered_bc/1 (10 of evaluations during training)." in text
+
+
 def test_what_is_cloned_is_reported_without_environment_steps(folder, capsys):
     (folder / "plan.yaml").write_text(PLAN.replace("algorithm: filtered_bc}", "algorithm: bridger}"))
     assert compare(folder) == 0
@@ -112,7 +124,7 @@ def test_a_failed_job_is_shown_and_stops_only_what_needs_it(folder, capsys):
     assert compare(folder) == 1
     shown = capsys.readouterr().err
     assert "FAILED lift/otpr/0/train: exit status 3" in shown and "    the last words" in shown
-    assert f"otpr train otpr --task lift --demos {folder}/out/lift/demos/0" in shown and "1 jobs failed" in shown
+    assert f"otpr train otpr --task lift --demos {folder}/out/lift/demos/0" in shown and "1 job failed" in shown
     missing = ["lift/otpr/0/train", "lift/otpr/0/evaluate-nominal-1", "lift/otpr/0/evaluate-nominal-8"]
     assert report(folder)["missing"] == missing
     assert (
@@ -130,7 +142,7 @@ def test_ctrl_c_lets_trainings_save_and_the_next_call_goes_on(folder, capsys):
     threading.Thread(target=interrupt_when, args=(run / "pid",), daemon=True).start()
     assert compare(folder, "--jobs", 1) == 130
     shown = capsys.readouterr().err
-    assert f"go on with: otpr compare {folder}/plan.yaml --out {folder}/out" in shown and "5 of 16 jobs are done" in shown
+    assert f"go on with: otpr compare {folder}/plan.yaml --out {folder}/out --jobs 1\n" in shown and "5 of 16 jobs are done" in shown
     assert (run / "saved").exists() and not alive(run)
     begun = calls(folder)
     assert len(begun) == 6

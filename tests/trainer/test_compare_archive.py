@@ -110,6 +110,13 @@ def test_an_archive_is_small_text_without_paths_of_the_machine(done):
     assert json.loads(found[f"{OTPR}/config.json"])["init_sha256"] == "lift-bc-0"
 
 
+def test_an_archive_says_which_runs_lost_episodes(done):
+    (done / f"out/{OTPR}/metrics.csv").write_text("step,seconds,rollout/lost_episodes\n100,10.0,4\n")
+    assert archive(done, "out", "again") == 0
+    assert compare(done, "again", "--report-only") == 0
+    assert report(done, "again")["lost_episodes"] == [{"run": OTPR, "training": 4, "evaluation": 0}]
+
+
 def test_what_is_archived_again_changes_nothing_and_an_archive_of_an_archive_is_the_same(done, capsys):
     before = content(done / "archive")
     capsys.readouterr()

@@ -83,3 +83,17 @@ def test_a_task_that_has_no_curve_yet_has_no_axes(tmp_path):
         return int.from_bytes((tmp_path / "curves.png").read_bytes()[20:24], "big")
 
     assert height(["can"]) * 2 == height(["lift", "can"])
+
+
+def test_curves_have_a_mark_at_each_evaluation_and_say_how_many_seeds_are_in_them(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    plan = Plan("one", (TaskPlan("lift", 1),), (0, 1), 10, (MethodPlan("otpr", "otpr"),), EvaluationPlan(episodes=1))
+    for seed, columns in ((0, "policy/success,selected/success\n0,1.0,0.5,0.5\n"), (1, "policy/success\n0,1.0,0.5\n")):
+        (tmp_path / f"lift/otpr/{seed}").mkdir(parents=True)
+        (tmp_path / f"lift/otpr/{seed}/evaluations.csv").write_text(f"step,seconds,{columns}")
+    assert draw(plan, tmp_path, tmp_path / "curves.png")
+    lines = [line for line in drawn[0].axes[0].get_lines() if line.get_marker() == "o"]
+    assert [line.get_label() for line in lines] == ["otpr", "otpr, critic's choice, 1 of 2 seeds"]

@@ -74,14 +74,17 @@ def _run(arguments: Namespace) -> int:
     if added is not None:
         shown = shlex.join(["otpr", "compare", arguments.plan, "--out", str(arguments.archive), "--report-only"])
         print(f"otpr: {added} jobs added to {arguments.archive}; its report: {shown}", file=sys.stderr)
-    again = shlex.join(
-        ["otpr", "compare", arguments.plan, "--out", str(arguments.out), *(f"--only={runs}" for runs in arguments.only or ())]
-    )
+    words = ["otpr", "compare", arguments.plan, "--out", str(arguments.out), *(f"--only={runs}" for runs in arguments.only or ())]
+    words += [] if arguments.jobs == default_workers() else ["--jobs", str(arguments.jobs)]
+    again = shlex.join(words + ([] if arguments.archive is None else ["--archive", str(arguments.archive)]))
     if not finished:
         print(f"otpr: interrupted; {done} of {len(jobs)} jobs are done, go on with: {again}", file=sys.stderr)
         return 130
     if failed:
-        print(f"otpr: {len(failed)} jobs failed ({', '.join(failed)}); to try them again: {again}", file=sys.stderr)
+        print(
+            f"otpr: {len(failed)} {'job' if len(failed) == 1 else 'jobs'} failed ({', '.join(failed)}); to try them again: {again}",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -14,7 +14,7 @@ from typing import Any
 from otpr_policy.errors import OutputError
 from otpr_policy.files import write_text
 from otpr_trainer.compare.jobs import Job, Kind
-from otpr_trainer.compare.metrics import last_row, rows
+from otpr_trainer.compare.metrics import LOST, last_row, rows
 from otpr_trainer.compare.plan import RECORDS, Plan
 from otpr_trainer.compare.records import ARCHIVE, PLAN, Record, Records
 
@@ -134,7 +134,10 @@ def _files(directory: Path, run: str) -> Iterator[tuple[str, str]]:
             yield f"{run}/{name}", json.dumps({key: content[key] for key in keys if key in content}, indent=2) + "\n"
     spent = last_row(directory / run / "metrics.csv")
     if spent is not None:  # as the same reader reads it
-        yield f"{run}/metrics.csv", f"step,seconds\n{int(spent['step'])},{spent['seconds']!r}\n"
+        head, row = "step,seconds", f"{int(spent['step'])},{spent['seconds']!r}"
+        if spent.get(LOST):
+            head, row = f"{head},{LOST}", f"{row},{int(spent[LOST])}"
+        yield f"{run}/metrics.csv", f"{head}\n{row}\n"
     if (directory / run / "evaluations.csv").exists():
         yield f"{run}/evaluations.csv", (directory / run / "evaluations.csv").read_text(encoding="utf-8")
 

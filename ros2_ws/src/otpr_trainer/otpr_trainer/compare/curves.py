@@ -10,7 +10,10 @@ from otpr_policy.files import atomic_path
 from otpr_trainer.compare.metrics import rows
 from otpr_trainer.compare.plan import Plan
 
-_ACTING = {"policy": "-", "selected": "--"}  # columns of evaluations.csv, with the line that each is drawn with
+_ACTING = {
+    "policy": "-",
+    "selected": "--",
+}  # columns of evaluations.csv, with the line that each is drawn with; dashed is the critic's choice
 _AXES = {"step": "environment steps", "seconds": "seconds of training"}
 
 
@@ -72,7 +75,9 @@ def draw(plan: Plan, directory: Path, target: Path) -> bool:
         for axis, (name, label) in zip(line, _AXES.items(), strict=True):
             _draw_one(axis, plan, curves, name)
             axis.set(title=task, xlabel=label, ylabel="success", ylim=(-0.03, 1.03))
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))  # beside the curves: wherever it lay within, it would cover some
+        axis.legend(
+            loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=4
+        )  # beside the curves: wherever it lay within, it would cover some
     with atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     return True
@@ -87,6 +92,10 @@ def _draw_one(axis: Any, plan: Plan, curves: list[Curve], name: str) -> None:
             for curve in own:
                 axis.plot(getattr(curve, name), curve.success, style, color=f"C{colour}", alpha=0.3, linewidth=0.8)
             middle = mean(own)
-            label = method.name if acting == "policy" else f"{method.name}, {acting}"
-            axis.plot(getattr(middle, name), middle.success, style, color=f"C{colour}", linewidth=2.2, label=label)
+            label = method.name if acting == "policy" else f"{method.name}, critic's choice"
+            label += f", {len(own)} of {len(plan.seeds)} seeds" if len(own) < len(plan.seeds) else ""
+            # Marks are where it was measured: the last one may lie well before the budget.
+            axis.plot(
+                getattr(middle, name), middle.success, style, color=f"C{colour}", linewidth=2.2, marker="o", markersize=4, label=label
+            )
     axis.grid(alpha=0.3)

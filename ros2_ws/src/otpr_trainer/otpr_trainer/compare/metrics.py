@@ -5,6 +5,8 @@ import csv
 from pathlib import Path
 
 _TAIL_BYTES = 16384
+LOST = "rollout/lost_episodes"  # of metrics.csv: training episodes so far that went with a worker process
+_EPISODES = "/episodes"  # how columns of evaluations.csv end that say how many were played to their end
 
 
 def rows(path: Path) -> list[dict[str, float]]:
@@ -30,6 +32,13 @@ def last_row(path: Path) -> dict[str, float] | None:
     lines = text[: text.rfind("\n") + 1].splitlines()
     found = _parse([header, *lines[-1:]])
     return found[-1] if found else None
+
+
+def lost(run: Path) -> tuple[int, int]:
+    """Episodes that a run lost with a worker process: of training, and of its evaluations, where one has fewer than another."""
+    spent = last_row(run / "metrics.csv") or {}
+    played = [count for row in rows(run / "evaluations.csv") for name, count in row.items() if name.endswith(_EPISODES)]
+    return int(spent.get(LOST, 0)), int(sum(max(played) - count for count in played)) if played else 0
 
 
 def _parse(lines: list[str]) -> list[dict[str, float]]:

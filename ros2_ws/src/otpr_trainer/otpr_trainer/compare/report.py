@@ -2,8 +2,10 @@
 """The report of a comparison: ``report.json`` for programs, ``report.md`` and ``report.html`` for people, and the pictures in them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from otpr_policy import __version__
 from otpr_policy.document import Block, Heading, Lines, Picture, Table, Text, html, markdown
@@ -19,6 +21,10 @@ from otpr_trainer.compare.statistics import Estimate
 from otpr_trainer.run import utc_now
 
 SCHEMA_VERSION = 2  # 1 had the machine that wrote the report, 2 has those that ran the jobs
+_CURVES = (
+    "Learning curves: evaluations during training, at the marks, in other scenes than the tables'; a thin line is a seed, a thick one the "
+    "mean, a dashed one acts by the critic's choice"
+)
 FILES = ("report.html", "report.md", "report.json", "success.png", "curves.png")
 
 
@@ -35,8 +41,8 @@ def write(plan: Plan, jobs: tuple[Job, ...], records: Records) -> tuple[Results,
     why, pictures = None, []
     try:
         for drawn, name, text in (
-            (bars.draw(results, records.directory / "success.png"), "success.png", "Success: mean, 95 % interval, and each seed"),
-            (curves.draw(plan, records.directory, records.directory / "curves.png"), "curves.png", "Learning curves"),
+            (bars.draw(results, records.directory / "success.png"), "success.png", "Success: mean, 95 % interval, and a dot for each seed"),
+            (curves.draw(plan, records.directory, records.directory / "curves.png"), "curves.png", _CURVES),
         ):
             pictures += [Picture(records.directory / name, text)] if drawn else []
     except EnvironmentSetupError as error:
@@ -62,6 +68,7 @@ def write(plan: Plan, jobs: tuple[Job, ...], records: Records) -> tuple[Results,
             }
             for job in jobs
         ],
+        "lost_episodes": results.lost,
         "missing": results.missing,
     }
     blocks = document(results, totals, jobs, pictures)
@@ -94,9 +101,12 @@ def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pic
     blocks += [
         Text(
             "Success: mean over seeds and scenes with a 95 % bootstrap interval over both; differences are paired by seed and scene. "
-            "Training time: wall clock, mean over seeds."
+            "Where all episodes ended alike an interval has no width, which is no certainty; fewer than five seeds say little about "
+            "others, so look at each. Training time: wall clock, mean over seeds."
         )
     ]
+    if results.lost:
+        blocks += [Text(f"Episodes that were lost with a simulator process and left out: {'; '.join(map(_lost, results.lost))}.")]
     if len(plan.tasks) * len(plan.seeds) > 1 and totals:  # of a single run they would say what the table says
         blocks += [
             Heading("All tasks" if len(plan.tasks) > 1 else "All seeds"),
@@ -173,6 +183,11 @@ def _of_seeds(plan: Plan, row: Row) -> str:
 def _difference(row: Row, other: Row | None) -> str:
     found = None if other is None else row.difference(other)
     return "" if found is None else f"{found.mean:+.3f} [{found.low:+.2f}, {found.high:+.2f}]"
+
+
+def _lost(one: Mapping[str, Any]) -> str:
+    counts = {"training": one["training"], "evaluations during training": one["evaluation"]}
+    return f"{one['run']} ({', '.join(f'{count} of {what}' for what, count in counts.items() if count)})"
 
 
 def paths(directory: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from otpr_trainer.compare.jobs import Job, Kind
-from otpr_trainer.compare.metrics import last_row
+from otpr_trainer.compare.metrics import last_row, lost
 from otpr_trainer.compare.plan import Plan
 from otpr_trainer.compare.records import Record, Records
 from otpr_trainer.compare.statistics import Estimate, estimate
@@ -94,6 +94,7 @@ class Results:
     missing: tuple[str, ...]  # jobs that are not done
     commits: tuple[str, ...]  # of the code that the jobs ran with
     machines: tuple[dict[str, Any], ...] = ()  # that the jobs ran on, as far as their records say it, with the number of "jobs" of each
+    lost: tuple[dict[str, Any], ...] = ()  # "run" that lost episodes with a worker process: how many "training" and "evaluation" episodes
 
     def start(self, row: Row) -> Row | None:
         """The start policy's row for the same task and preset; None for itself."""
@@ -129,12 +130,21 @@ def gather(plan: Plan, jobs: tuple[Job, ...], records: Records) -> Results:
     order = {(job.task, job.preset, job.method, job.candidates): None for job in jobs if job.kind is Kind.EVALUATE}
     rows = tuple(Row(*key, tuple(found[key])) for key in sorted(order, key=lambda key: _place(plan, key)) if key in found)
     commits = tuple(sorted({record.git_commit for record in done.values()}))
-    return Results(plan, rows, tuple(job.name for job in jobs if job.name not in done), commits, _machines(done.values()))
+    return Results(
+        plan, rows, tuple(job.name for job in jobs if job.name not in done), commits, _machines(done.values()), _lost(done, jobs, records)
+    )
 
 
 def _machines(records: Iterable[Record]) -> tuple[dict[str, Any], ...]:
     counts = Counter(json.dumps(record.machine) for record in records if record.machine is not None)
     return tuple({**json.loads(text), "jobs": count} for text, count in counts.most_common())
+
+
+def _lost(done: Iterable[str], jobs: tuple[Job, ...], records: Records) -> tuple[dict[str, Any], ...]:
+    counts = {job.run: lost(records.directory / job.run) for job in jobs if job.kind is Kind.TRAIN and job.name in done}
+    return tuple(
+        {"run": run, "training": training, "evaluation": judged} for run, (training, judged) in counts.items() if training or judged
+    )
 
 
 def _place(plan: Plan, key: tuple[str, str, str, int]) -> tuple[int, int]:
