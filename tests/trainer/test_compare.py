@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from html import unescape
 from pathlib import Path
 
 import fake_otpr
@@ -92,6 +93,8 @@ def test_the_report_holds_every_seed_and_the_paired_differences(folder, capsys):
     assert "## All seeds" in text and "Interquartile mean" in text and "better than filtered_bc" in text
     assert str(folder) not in text + (folder / "out/report.json").read_text()
     assert (folder / "out/curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "](curves.png)\n\nEvaluations during training, each a mark" in text
+    assert "critic's choice.</p>" in unescape((folder / "out/report.html").read_text())
 
 
 def test_a_job_shorter_than_a_tenth_of_a_second_has_taken_time_too(folder, monkeypatch):

@@ -21,10 +21,11 @@ from otpr_trainer.compare.statistics import Estimate
 from otpr_trainer.run import utc_now
 
 SCHEMA_VERSION = 2  # 1 had the machine that wrote the report, 2 has those that ran the jobs
-_CURVES = (
-    "Learning curves: evaluations during training, at the marks, in other scenes than the tables'; a thin line is a seed, a thick one the "
-    "mean, a dashed one acts by the critic's choice"
-)
+_CAPTIONS = {  # of the pictures, which show their own text only where they cannot be shown
+    "success.png": "Success: a bar is the 95 % interval, a stroke the mean, a dot each seed.",
+    "curves.png": "Evaluations during training, each a mark, in other scenes than the tables'. A thin line is a seed, a thick one "
+    "the mean; a dashed one acts by the critic's choice.",
+}
 FILES = ("report.html", "report.md", "report.json", "success.png", "curves.png")
 
 
@@ -41,8 +42,8 @@ def write(plan: Plan, jobs: tuple[Job, ...], records: Records) -> tuple[Results,
     why, pictures = None, []
     try:
         for drawn, name, text in (
-            (bars.draw(results, records.directory / "success.png"), "success.png", "Success: mean, 95 % interval, and a dot for each seed"),
-            (curves.draw(plan, records.directory, records.directory / "curves.png"), "curves.png", _CURVES),
+            (bars.draw(results, records.directory / "success.png"), "success.png", "Success: mean, 95 % interval, and each seed"),
+            (curves.draw(plan, records.directory, records.directory / "curves.png"), "curves.png", "Learning curves"),
         ):
             pictures += [Picture(records.directory / name, text)] if drawn else []
     except EnvironmentSetupError as error:
@@ -116,7 +117,8 @@ def document(results: Results, totals: list[Overall], jobs: tuple[Job, ...], pic
                 "task drawn at random; 95 % intervals by stratified bootstrap over seeds (Agarwal et al. 2021)."
             ),
         ]
-    blocks += pictures
+    for picture in pictures:
+        blocks += [picture, Text(_CAPTIONS[picture.path.name])]
     first = tuple(" ".join(("otpr", *job.words)) for job in jobs if job.seed == plan.seeds[0])
     blocks += [Heading(f"Commands of seed {plan.seeds[0]}"), Lines(first, code=True)]
     return blocks + ([Heading("Not done yet"), Lines(results.missing, code=False)] if results.missing else [])
