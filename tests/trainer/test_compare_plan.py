@@ -138,6 +138,8 @@ MISTAKES = {
         ("mask: 1", "setting mask must be true or false, got 1"),
         ("preset: 3", "setting preset must be text, got 3"),
         ("gamma: high", "setting gamma must be a number, got 'high'"),
+        ("actor_learning_rate: .inf", "method otpr: setting actor_learning_rate must be finite, got inf"),
+        ("gamma: .nan", "method otpr: setting gamma must be finite, got nan"),
     ],
     "candidates: [1, 8]": [
         ("candidates: [0]", "candidates of otpr must be different whole numbers from 1"),

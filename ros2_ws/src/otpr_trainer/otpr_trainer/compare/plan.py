@@ -4,6 +4,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,8 @@ def _config(algorithm: Algorithm, settings: Mapping[str, object], where: str, *,
             value = float(value)
         if type(value) is not wanted:
             raise PlanError(f"{where}: {must_be(key, wanted, value)}")
+        if isinstance(value, float) and not isfinite(value):  # and NaN, equal to nothing, would make the plan another at the next call
+            raise PlanError(f"{where}: setting {key} must be finite, got {value!r}")
         values[key] = value
     try:
         variant = of_variant(algorithm, str(settings[VARIANT])) if VARIANT in settings else {}
