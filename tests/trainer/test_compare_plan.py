@@ -48,6 +48,7 @@ def load(folder, text):
         ("lift5-shift", 3, 30_000),
         ("square20", 3, 100_000),
         ("lift5-baselines", 3, 30_000),
+        ("full-dql", 3, 100_000),
     ],
 )
 def test_a_shipped_plan_is_valid_and_found_by_its_name(name, seeds, budget):
@@ -69,6 +70,15 @@ def test_the_full_plan_repeats_what_the_small_ones_have_found():
                 assert job.words == full[job.name].words
     assert {job.method for job in full.values()} == {"demos", "bc", "filtered_bc", "idql", "otpr", "dppo", "bridger"}
     assert {job.preset for job in full.values() if job.kind is Kind.EVALUATE} == {"nominal", "shifted"}
+
+
+def test_rows_of_the_rival_can_be_laid_beside_those_of_the_full_plan():
+    full = {job.name: job for job in jobs(plans.load("full"))}
+    for job in jobs(plans.load("full-dql")):
+        name = job.name.replace("/dql/", "/otpr/")
+        assert [word.replace("/dql/", "/otpr/") for word in job.words if word != "dql"] == [
+            word for word in full[name].words if word != "otpr"
+        ]
 
 
 def test_quick_has_every_method():
