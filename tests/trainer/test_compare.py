@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from toy_runs import run_command
 from otpr_policy.errors import OutputError, PlanError
 from otpr_policy.machine import machine
 from otpr_trainer.commands.compare import COMMAND
-from otpr_trainer.compare import children
+from otpr_trainer.compare import children, code
 from otpr_trainer.compare import runner as runners
+from otpr_trainer.compare.plan import load
 from otpr_trainer.compare.progress import Durations
 from otpr_trainer.compare.records import locked
 
@@ -236,6 +238,58 @@ def test_other_defaults_of_a_method_are_another_plan(folder):
     with pytest.raises(PlanError, match=r"another plan: settings.otpr.pool absent -> own; choose another --out"):
         compare(folder)
     assert compare(folder, "--report-only") == 0
+
+
+def as_of_another_package(folder, monkeypatch):
+    """The plan's otpr, as if another package had it. Returns a file of that package."""
+    package = folder / "site/somebodys_package"
+    package.mkdir(parents=True)
+    for name in ("__init__", "method", "loss"):
+        (package / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(str(folder / "site"))
+    modules = code.modules
+    monkeypatch.setattr(code, "modules", lambda plan: {**modules(plan), "otpr": "somebodys_package.method"})
+    return package / "loss.py"
+
+
+def test_a_method_that_is_other_code_than_its_runs_is_refused_until_they_are_gone(folder, monkeypatch):
+    loss = as_of_another_package(folder, monkeypatch)
+    assert compare(folder) == 0 and list(json.loads((folder / "out/plan.json").read_text())["code"]) == ["otpr"]
+    assert compare(folder) == 0
+    calls(folder)
+    loss.write_text("SCALE = 2\n")
+    runs, kept = (folder / "out/lift/otpr", folder / "out/jobs/lift/otpr"), (folder / "out/plan.json").read_text()
+    said = f"holds runs of otpr by other code than its package has now; choose another --out, or remove {runs[0]} {runs[1]}"
+    with pytest.raises(PlanError, match=re.escape(said)):
+        compare(folder)
+    assert calls(folder) == [] and (folder / "out/plan.json").read_text() == kept
+    assert compare(folder, "--report-only") == 0
+    for place in runs:
+        shutil.rmtree(place)
+    assert compare(folder) == 0
+    assert {call.split()[2] for call in calls(folder) if call.split()[1] == "train"} == {"otpr"}
+    assert compare(folder) == 0 and calls(folder) == []
+
+
+def test_a_comparison_of_a_version_that_kept_no_code_goes_on(folder, monkeypatch):
+    assert compare(folder) == 0
+    path = folder / "out/plan.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "code"}))
+    as_of_another_package(folder, monkeypatch)
+    assert compare(folder) == 0 and list(json.loads(path.read_text())["code"]) == ["otpr"]
+
+
+def test_of_code_every_file_of_its_own_package_counts(folder, monkeypatch):
+    loss, plan = as_of_another_package(folder, monkeypatch), load(str(folder / "plan.yaml"))
+    found = [code.of(plan)]
+    for path, text in ((loss, "SCALE = 2\n"), (loss.parent / "more.py", ""), (loss.parent / "more.py", "\n")):
+        path.write_text(text)
+        found.append(code.of(plan))
+    loss.rename(loss.with_name("losses.py"))
+    found.append(code.of(plan))
+    (folder / "site/other.py").write_text("")
+    (loss.parent / "notes.txt").write_text("")
+    assert len({one["otpr"] for one in found}) == 5 and code.of(plan) == found[-1]
 
 
 def test_a_job_whose_output_is_gone_runs_again(folder):

@@ -235,6 +235,19 @@ def test_jobs_of_other_defaults_are_not_added(done):
     assert json.loads((done / "fresh/plan.json").read_text())["settings"]["otpr"]["pool"] == "another"
 
 
+def test_runs_of_other_code_are_not_added(done):
+    """Which code the methods of other packages were."""
+    for out in ("archive", "out"):
+        edit(done / out / "plan.json", lambda data: data["code"].update(otpr="1" * 64, another=out))
+    assert archive(done, "out") == 0
+    assert json.loads((done / "archive/plan.json").read_text())["code"] == {"otpr": "1" * 64, "another": "out"}
+    edit(done / "out/plan.json", lambda data: data["code"].update(otpr="2" * 64))
+    before = content(done / "archive")
+    with pytest.raises(PlanError, match=r"holds runs of otpr by other code .*; choose another --archive, or remove .*/lift/otpr "):
+        archive(done, "out")
+    assert content(done / "archive") == before
+
+
 def test_nothing_runs_in_an_archive(done):
     before = content(done / "archive")
     (done / "plan.yaml").write_text(PLAN.replace("[0, 1]", "[0, 1, 2]"))

@@ -55,14 +55,17 @@ def addition(plan: Plan, jobs: tuple[Job, ...], records: Records, target: Path) 
         raise OutputError(f"--archive and --out are both {target}; choose another --archive")
     if place.is_relative_to(out) and place.relative_to(out).parts[0] in {RECORDS, *(job.task for job in jobs)}:
         raise OutputError(f"{target} is where jobs of --out write; choose another --archive")
-    settings = records.settled()["settings"]  # of the program that ran the jobs, which this one may not be
-    content: dict[str, Any] = {"plan": asdict(plan), "settings": settings}
+    ran = records.settled()  # by the program that ran the jobs, which this one may not be
+    settings, code = ran["settings"], ran["code"]
+    content: dict[str, Any] = {"plan": asdict(plan), "settings": settings, "code": code}
     if (target / PLAN).exists():
         theirs = there.settled()
         if theirs["kind"] != ARCHIVE:
             raise OutputError(f"{target} is a comparison in which jobs run, and no archive; choose another --archive")
         content["settings"] = {**theirs["settings"], **settings}
+        content["code"] = {**theirs["code"], **code}
         there.refuse_another(theirs, content, ("plan", "settings"))
+        there.refuse_other_code(plan, theirs["code"], code)
     else:
         there.refuse_foreign()
     done = {job: replace(record, result=_without(record.result, _PLACES)) for job in jobs if (record := records.done(job)) is not None}

@@ -127,6 +127,12 @@ def resolved_settings(plan: Plan) -> dict[str, dict[str, Any]]:
     return start | {method.name: asdict(_method_config(plan, method)) for method in plan.methods}
 
 
+def modules(plan: Plan) -> dict[str, str]:
+    """Names of the modules of the start policy's algorithm and of each method's, by algorithm or method name. Raises PlanError."""
+    start = {plan.start.algorithm: _command(plan.start.algorithm, "start").module}
+    return start | {method.name: _command(method.algorithm, f"method {method.name}").module for method in plan.methods}
+
+
 def fine_tunes(algorithm: str) -> bool:
     """Whether it starts from the start policy and has a budget; else it has nothing but the demonstrations."""
     return _installed(algorithm, "method").NEEDS_INIT
@@ -265,10 +271,15 @@ def _config(algorithm: Algorithm, settings: Mapping[str, object], where: str, *,
 
 def _installed(name: str, where: str) -> Algorithm:
     """The algorithm of ``otpr train NAME``. Raises PlanError when there is none."""
+    return _command(name, where).algorithm()
+
+
+def _command(name: str, where: str) -> TrainCommand:
+    """``otpr train NAME``. Raises PlanError when there is none."""
     commands = {words[1]: entry for words, entry in installed_commands().items() if words[0] == "train" and len(words) == 2}
     if name not in commands:
         raise PlanError(f"{where}: {unknown('algorithm', name, commands)}")
     command = commands[name].load()
     if not isinstance(command, TrainCommand):
         raise PlanError(f"{where}: algorithm {name} is not made by otpr_trainer.commands.train.command, so its settings are not known")
-    return command.algorithm()
+    return command

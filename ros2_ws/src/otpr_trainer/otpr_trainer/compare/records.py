@@ -2,7 +2,7 @@
 """What a comparison's directory remembers: the plan that it is of, and each finished job with its outcome."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from otpr_policy.errors import OutputError, PlanError
 from otpr_policy.files import write_text
 from otpr_policy.lock import locked as locked_by
+from otpr_trainer.compare import code
 from otpr_trainer.compare.jobs import Job
 from otpr_trainer.compare.plan import RECORDS, Plan, resolved_settings
 
@@ -86,10 +87,10 @@ class Records:
                 directory must be there, and what it holds may be of an earlier version of the algorithms.
 
         Raises:
-            PlanError: the directory is of another plan; says what differs.
+            PlanError: the directory is of another plan, says what differs; or it holds runs of a method that is other code now.
             OutputError: it is not a comparison's, or cannot be written.
         """
-        ours = {"plan": asdict(plan), "settings": resolved_settings(plan)}
+        ours = {"plan": asdict(plan), "settings": resolved_settings(plan), "code": code.of(plan)}
         if not (self.directory / PLAN).exists():
             if not create:
                 raise OutputError(f"{self.directory} holds no comparison yet; run it without --report-only first")
@@ -99,11 +100,14 @@ class Records:
         theirs = self.settled()
         if create and theirs["kind"] == ARCHIVE:
             raise OutputError(f"{self.directory} is an archive, which nothing can run in; pass --report-only, or run in another --out")
-        if self.refuse_another(theirs, ours, ("plan", "settings") if create else ("plan",)) and create:
-            self.begin(KIND, ours)
+        more = self.refuse_another(theirs, ours, ("plan", "settings") if create else ("plan",))
+        if create:
+            self.refuse_other_code(plan, theirs["code"], ours["code"])
+            if more or theirs["code"] != ours["code"]:
+                self.begin(KIND, ours)
 
     def begin(self, kind: str, content: dict[str, Any]) -> None:
-        """Writes ``plan.json``. ``content``: the plan, and the settings of its start policy and methods. Raises OutputError."""
+        """Writes ``plan.json``. ``content``: the plan, the settings of its start policy and methods, and their code. Raises OutputError."""
         write_text(self.directory / PLAN, json.dumps({"kind": kind, "schema_version": SCHEMA_VERSION, **content}, indent=2) + "\n")
 
     def settled(self) -> dict[str, Any]:
@@ -112,7 +116,7 @@ class Records:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             if data["kind"] in (KIND, ARCHIVE) and data["schema_version"] == SCHEMA_VERSION and {"plan", "settings"} <= set(data):
-                return dict(data)
+                return {"code": {}, **data}  # which older versions did not keep
         except (OSError, ValueError, KeyError, TypeError):
             pass
         raise OutputError(f"{path} is not a comparison's plan of version {SCHEMA_VERSION}; choose another {self._option}")
@@ -140,6 +144,17 @@ class Records:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             raise PlanError(f"{self.directory} was begun with another plan: {', '.join(changed[:5])}{more}; choose another {self._option}")
         return now != before
+
+    def refuse_other_code(self, plan: Plan, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
+        """Raises PlanError when a method is other code (:func:`code.of`) than its runs in this directory, which is of ``theirs``."""
+        for name in ours:
+            if name in theirs and theirs[name] != ours[name]:
+                places = (self.directory / where / task.name / name for where in ("", RECORDS) for task in plan.tasks)
+                if there := [str(place) for place in places if place.exists()]:
+                    raise PlanError(
+                        f"{self.directory} holds runs of {name} by other code than its package has now; "
+                        f"choose another {self._option}, or remove {' '.join(there)}"
+                    )
 
     def _path(self, job: Job) -> Path:
         return self.directory / RECORDS / f"{job.name}.json"
