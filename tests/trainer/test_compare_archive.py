@@ -237,10 +237,10 @@ def test_jobs_of_other_defaults_are_not_added(done):
 
 def test_runs_of_other_code_are_not_added(done):
     """Which code the methods of other packages were."""
-    for out in ("archive", "out"):
-        edit(done / out / "plan.json", lambda data: data["code"].update(otpr="1" * 64, another=out))
+    edit(done / "archive/plan.json", lambda data: data["code"].update(otpr="1" * 64, another="2" * 64))
+    edit(done / "out/plan.json", lambda data: data["code"].update(otpr="1" * 64, another="3" * 64))  # of which there are no runs
     assert archive(done, "out") == 0
-    assert json.loads((done / "archive/plan.json").read_text())["code"] == {"otpr": "1" * 64, "another": "out"}
+    assert json.loads((done / "archive/plan.json").read_text())["code"] == {"otpr": "1" * 64, "another": "3" * 64}
     edit(done / "out/plan.json", lambda data: data["code"].update(otpr="2" * 64))
     before = content(done / "archive")
     with pytest.raises(PlanError, match=r"holds runs of otpr by other code .*; choose another --archive, or remove .*/lift/otpr "):

@@ -2,6 +2,7 @@
 """Plans of comparisons: what is shipped is valid, what is wrong is said with what would be valid, and what commands follow."""
 
 import argparse
+import dataclasses
 import importlib
 import re
 import sys
@@ -16,6 +17,7 @@ from otpr_trainer.commands import train
 from otpr_trainer.compare import plan as plans
 from otpr_trainer.compare import report
 from otpr_trainer.compare.jobs import Kind, jobs
+from otpr_trainer.config import add_flags
 
 PLAN = """
 name: small
@@ -128,6 +130,7 @@ MISTAKES = {
     "algorithm: bc,": [
         ("algorithm: bd,", "unknown algorithm 'bd'; known: .*bc, .*filtered_bc, .*idql, .*otpr"),
         ("algorithm: idql,", "idql fine-tunes a policy; a start starts from nothing"),
+        ("algorithm: bridger,", "filtered_bc, otpr fine-tune a diffusion, and bridger trains none; name it among the methods"),
     ],
     "width: 16": [
         ("width: 16.5", "setting width must be a whole number, got 16.5"),
@@ -189,6 +192,12 @@ def test_a_method_whose_module_lacks_a_part_is_refused_with_what_it_lacks(monkey
     monkeypatch.setitem(sys.modules, "half_a_method", SimpleNamespace(NAME="half", Config=object))
     with pytest.raises(RunError, match=r"^half_a_method has no NEEDS_INIT and no Learner; the module of a method has NAME, NEEDS_INIT, "):
         train.command("half_a_method", "Half a method.").algorithm()
+
+
+def test_a_setting_that_was_not_made_by_setting_is_named():
+    config = dataclasses.make_dataclass("Config", [("share", float, 0.1)])
+    with pytest.raises(RunError, match=r"setting share must be made by otpr_trainer.config.setting\(default, reason\)$"):
+        add_flags(argparse.ArgumentParser(), config)
 
 
 def test_a_variant_is_settings_to_start_from_in_a_plan_as_in_the_command(tmp_path):

@@ -38,9 +38,15 @@ def not_negative(config: Any, *names: str) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type[Any]) -> None:
-    """One flag per field. A flag that is not given leaves no trace, so that :func:`given` knows what the user asked for."""
+    """One flag per field. A flag that is not given leaves no trace, so that :func:`given` knows what the user asked for.
+
+    Raises:
+        RunError: a field was not made by :func:`setting`.
+    """
     group = parser.add_argument_group(f"{kind.__module__.rsplit('.', 1)[-1]} settings")
     for field in dataclasses.fields(kind):
+        if "help" not in field.metadata:
+            raise RunError(f"{kind.__module__}: setting {field.name} must be made by otpr_trainer.config.setting(default, reason)")
         reason = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
         flag = f"--{field.name.replace('_', '-')}"
         if isinstance(field.default, bool):

@@ -190,7 +190,15 @@ def _check(plan: Plan, where: str) -> None:
             shift_preset(preset)
     except TaskError as error:
         raise PlanError(f"{where}: {error}") from error
+    _check_start(plan, where)
     _check_steps(plan, where)
+
+
+def _check_start(plan: Plan, where: str) -> None:
+    """Raises PlanError when methods are to fine-tune what is no diffusion: their trainings would refuse it, after the start's."""
+    start, tuned = plan.start.algorithm, [method.name for method in plan.methods if fine_tunes(method.algorithm)]
+    if tuned and _sampler(start) != DEFAULT_SAMPLER:
+        raise PlanError(f"{where}: {', '.join(tuned)} fine-tune a diffusion, and {start} trains none; name it among the methods")
 
 
 def _check_steps(plan: Plan, where: str) -> None:
