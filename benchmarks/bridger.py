@@ -6,7 +6,7 @@ All policies have networks of one size and see the same demonstrations and scene
 
 Run `make bench-bridger`, or `python benchmarks/bridger.py --out runs/bridger --seeds 0 --demos 5`. Each cell is a few `otpr` commands;
 what is done is not repeated, so the same command goes on after an interruption, and takes in more seeds, demonstrations or steps. It
-writes table.md and table.json; --report-only writes them of what is done.
+writes table.md, table.json and table.png; --report-only writes them of what is done.
 """
 
 import argparse
@@ -15,8 +15,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
 from otpr_policy.errors import OtprError
-from otpr_policy.files import write_text
+from otpr_policy.files import atomic_path, write_text
 from otpr_policy.machine import machine
 from otpr_trainer.bridge_sources import KINDS
 from otpr_trainer.compare.jobs import PLACE, Job, Kind
@@ -127,6 +131,44 @@ def _cell(rates: list[float]) -> str:
     return mean if len(rates) == 1 else f"{mean} ({' '.join(f'{rate:.2f}' for rate in rates)})"
 
 
+def draw(table: Table, success: dict[str, dict[int, list[float]]], target: Path) -> Figure:
+    """Success against k, a panel for each form and number of demonstrations: thick the mean, thin each seed, black DDIM in every one."""
+    figure = Figure(figsize=(3.2 * len(table.demos) + 1.6, 2.6 * len(table.forms)), layout="constrained")
+    panels = figure.subplots(len(table.forms), len(table.demos), squeeze=False, sharex=True, sharey=True)
+    for form, line in zip(table.forms, panels, strict=True):
+        for demos, axis in zip(table.demos, line, strict=True):
+            for colour, source in enumerate((DDIM, *table.sources)):
+                method = DDIM if source == DDIM else f"{source}-{form}"
+                _draw_one(
+                    axis, table, success.get(f"{table.task}-{demos}/{method}", {}), "k" if source == DDIM else f"C{colour - 1}", source
+                )
+            axis.set(title=f"{form}, {demos} demonstrations", ylim=(-0.03, 1.03), xticks=range(len(table.steps)))
+            axis.set_xticklabels([str(k) for k in table.steps])
+            axis.grid(alpha=0.3)
+    for axis in panels[-1]:
+        axis.set_xlabel("steps k")
+    for axis in panels[:, 0]:
+        axis.set_ylabel(f"success on {table.task}")
+    names = ["DDIM from noise" if source == DDIM else source for source in (DDIM, *table.sources)]
+    figure.legend(
+        [Line2D([], [], color="k" if source == DDIM else f"C{number - 1}") for number, source in enumerate((DDIM, *table.sources))],
+        names,
+        loc="outside right center",
+    )
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    return figure
+
+
+def _draw_one(axis: Axes, table: Table, row: dict[int, list[float]], colour: str, label: str) -> None:
+    places = {k: place for place, k in enumerate(table.steps) if row.get(k)}
+    for seed in range(max((len(row[k]) for k in places), default=0)):
+        had = [k for k in places if len(row[k]) > seed]
+        axis.plot([places[k] for k in had], [row[k][seed] for k in had], color=colour, alpha=0.25, linewidth=0.8)
+    means = [sum(row[k]) / len(row[k]) for k in places]
+    axis.plot(list(places.values()), means, color=colour, linewidth=1.8, marker="o", markersize=3.5, label=label)
+
+
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,6 +200,7 @@ def main() -> int:
                 finished = Runner("bridger", table.jobs(), records, given.jobs).run()
         success = table.success(records)
         write_text(given.out / "table.md", markdown(table, success))
+        draw(table, success, given.out / "table.png")
         write_text(given.out / "table.json", json.dumps({"success": success, "machine": machine()}, indent=2) + "\n")
     except OtprError as error:
         print(f"bridger: {error}", file=sys.stderr)

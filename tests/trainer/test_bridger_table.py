@@ -64,5 +64,22 @@ def test_a_cell_is_the_mean_over_the_seeds_that_are_done(table, script, tmp_path
     assert page.count("\n|") == 2 + 2 * 5 and "| 5 | DDIM from noise | – | – | – |" in page
 
 
+def test_the_picture_has_the_means_of_the_table_and_ddim_beside_each_form(table, script, tmp_path):
+    success = {"lift-5/ddim": {1: [0.1, 0.3], 5: [0.6]}, "lift-5/gaussian-power3": {0: [0.0], 1: [0.4], 5: [0.7]}}
+    figure = script.draw(table, success, tmp_path / "table.png")
+    assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+    shown = {
+        axis.get_title(): {
+            line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axis.get_lines() if line.get_marker() == "o"
+        }
+        for axis in figure.axes
+    }
+    assert set(shown) == {f"{form}, {demos} demonstrations" for form in ("linear", "power3") for demos in (5, 20)}
+    for form in ("linear", "power3"):
+        assert shown[f"{form}, 5 demonstrations"]["ddim"] == [(1, pytest.approx(0.2)), (2, 0.6)]  # by place: k is 0, 1, 5
+    assert shown["power3, 5 demonstrations"]["gaussian"] == [(0, 0.0), (1, 0.4), (2, 0.7)]
+    assert shown["linear, 5 demonstrations"]["gaussian"] == shown["linear, 20 demonstrations"]["ddim"] == []
+
+
 def test_noise_alone_is_no_policy_to_judge(table):
     assert not any(job.method == "ddim" and job.preset == "k0" for job in table.jobs())
