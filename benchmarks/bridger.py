@@ -135,13 +135,12 @@ def draw(table: Table, success: dict[str, dict[int, list[float]]], target: Path)
     """Success against k, a panel for each form and number of demonstrations: thick the mean, thin each seed, black DDIM in every one."""
     figure = Figure(figsize=(3.2 * len(table.demos) + 1.6, 2.6 * len(table.forms)), layout="constrained")
     panels = figure.subplots(len(table.forms), len(table.demos), squeeze=False, sharex=True, sharey=True)
+    colours = {DDIM: "k"} | {source: f"C{number}" for number, source in enumerate(table.sources)}
     for form, line in zip(table.forms, panels, strict=True):
         for demos, axis in zip(table.demos, line, strict=True):
-            for colour, source in enumerate((DDIM, *table.sources)):
+            for source, colour in colours.items():
                 method = DDIM if source == DDIM else f"{source}-{form}"
-                _draw_one(
-                    axis, table, success.get(f"{table.task}-{demos}/{method}", {}), "k" if source == DDIM else f"C{colour - 1}", source
-                )
+                _draw_one(axis, table, success.get(f"{table.task}-{demos}/{method}", {}), colour, source)
             axis.set(title=f"{form}, {demos} demonstrations", ylim=(-0.03, 1.03), xticks=range(len(table.steps)))
             axis.set_xticklabels([str(k) for k in table.steps])
             axis.grid(alpha=0.3)
@@ -149,12 +148,8 @@ def draw(table: Table, success: dict[str, dict[int, list[float]]], target: Path)
         axis.set_xlabel("steps k")
     for axis in panels[:, 0]:
         axis.set_ylabel(f"success on {table.task}")
-    names = ["DDIM from noise" if source == DDIM else source for source in (DDIM, *table.sources)]
-    figure.legend(
-        [Line2D([], [], color="k" if source == DDIM else f"C{number - 1}") for number, source in enumerate((DDIM, *table.sources))],
-        names,
-        loc="outside right center",
-    )
+    lines = [Line2D([], [], color=colour) for colour in colours.values()]
+    figure.legend(lines, ["DDIM from noise", *table.sources], loc="outside right center")
     with atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     return figure

@@ -10,10 +10,7 @@ from otpr_policy.files import atomic_path
 from otpr_trainer.compare.metrics import rows
 from otpr_trainer.compare.plan import Plan
 
-_ACTING = {
-    "policy": "-",
-    "selected": "--",
-}  # columns of evaluations.csv, with the line that each is drawn with; dashed is the critic's choice
+_ACTING = {"policy": "-", "selected": "--"}  # columns of evaluations.csv, with the line of each; "selected" is the critic's choice
 _AXES = {"step": "environment steps", "seconds": "seconds of training"}
 
 
@@ -75,9 +72,8 @@ def draw(plan: Plan, directory: Path, target: Path) -> bool:
         for axis, (name, label) in zip(line, _AXES.items(), strict=True):
             _draw_one(axis, plan, curves, name)
             axis.set(title=task, xlabel=label, ylabel="success", ylim=(-0.03, 1.03))
-        axis.legend(
-            loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=4
-        )  # beside the curves: wherever it lay within, it would cover some
+        # Beside the curves: wherever it lay within, it would cover some.
+        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=4)
     with atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     return True
